@@ -1,0 +1,40 @@
+"""Recipes of the data side: what to read, how much of it to keep, and the seed. No torch here."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from openmercury.config import Frozen
+
+
+class PromptCounts(Frozen):
+    """How many prompts of each kind at most; fewer are written where the sources give fewer."""
+
+    complete: int = Field(default=0, ge=0)
+    describe: int = Field(default=0, ge=0)
+    named: int = Field(default=0, ge=0)
+    code: int = Field(default=0, ge=0)
+    port: int = Field(default=0, ge=0)
+    exercise: int = Field(default=0, ge=0)
+    mbpp: int = Field(default=0, ge=0)
+    gsm8k: int = Field(default=0, ge=0)
+    chat: int = Field(default=0, ge=0)
+    fim: int = Field(default=0, ge=0)
+
+
+class PromptRecipe(Frozen):
+    """A set of prompts for self-distillation.
+
+    `packages` are pinned requirements (name==version), `licences` the SPDX names and classifiers that may be used,
+    `skip_paths` path fragments to leave out. `gsm8k` is a path relative to the evaluation data; "" leaves it out.
+    """
+
+    seed: int = 0
+    packages: tuple[str, ...]
+    licences: tuple[str, ...]
+    skip_paths: tuple[str, ...] = ("/_vendor/", "/tests/")
+    counts: PromptCounts = PromptCounts()
+    gsm8k: str = "../train/gsm8k_train.jsonl.xz"
+    max_characters: int = Field(default=2400, ge=200)
+    per_function: int = Field(default=3, ge=1, description="prompts made from one function at most, fim aside")
+    workers: int = Field(default=2, ge=1)

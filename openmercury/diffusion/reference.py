@@ -1,0 +1,110 @@
+"""The oracle: decoding in all modes without cache or batch, as plainly as it can be said.
+
+Every forward reads the whole text again under the attention rule. The engine must return the same tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openmercury.diffusion.sample import Choice, RowParams, choose
+from openmercury.diffusion.unmask import Policy, accept
+from openmercury.diffusion.verify import accepted_length
+from openmercury.model.attention import DenseAttend
+from openmercury.model.masks import CLEAN, visible
+from openmercury.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature, top_k, top_p, seed as in `SamplingParams`."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def _predict(model: Transformer, clean: list[int], noisy: list[int], sampling: Sampling) -> Choice:
+    """One forward over clean text and one noisy group behind it; row i chooses the token of position i + 1."""
+    c, n = len(clean), len(clean) + len(noisy)
+    position = torch.arange(n)[None]
+    group = torch.where(position < c, CLEAN, 0)
+    end = torch.where(position < c, position + 1, c)
+    attend = DenseAttend(visible(end, group, position, group))
+    hidden = model(torch.tensor([clean + noisy]), position, attend, group >= 0)[0]
+
+    def full(value: float) -> Tensor:
+        return torch.full((n,), value)
+
+    rows = RowParams(
+        full(sampling.temperature),
+        full(sampling.top_k).long(),
+        full(sampling.top_p),
+        torch.full((n,), sampling.seed),
+        position[0] + 1,
+    )
+    return choose(model.logits(hidden), rows)
+
+
+def _cut(tokens: list[int], eos: set[int]) -> tuple[list[int], bool]:
+    for index, token in enumerate(tokens):
+        if token in eos:
+            return tokens[: index + 1], True
+    return tokens, False
+
+
+def generate_ar(model: Transformer, prompt: list[int], count: int, eos: set[int], sampling: Sampling) -> list[int]:
+    """One token per forward."""
+    out: list[int] = []
+    while len(out) < count and not (out and out[-1] in eos):
+        out.append(int(_predict(model, prompt + out, [], sampling).token_M[-1]))
+    return out
+
+
+def generate_verified(
+    model: Transformer, prompt: list[int], count: int, eos: set[int], sampling: Sampling, width: int
+) -> list[int]:
+    """Draft `width` tokens behind the exact next one, read them causally, keep what AR would have written."""
+    assert model.config.diffusion is not None
+    mask = model.config.diffusion.mask_id
+    out: list[int] = []
+    while len(out) < count:
+        text = prompt + out
+        drafted = _predict(model, text, [mask] * width, sampling).token_M[len(text) - 1 :].tolist()
+        chosen = _predict(model, text + drafted, [], sampling).token_M[len(text) - 1 :]
+        kept = int(accepted_length(torch.tensor([drafted]), chosen[None, :-1])[0])
+        new, done = _cut([*drafted[:kept], int(chosen[kept])], eos)
+        out = (out + new)[:count]
+        if done:
+            break
+    return out
+
+
+def generate_diffusion(
+    model: Transformer, prompt: list[int], count: int, eos: set[int], sampling: Sampling, width: int, policy: Policy
+) -> list[int]:
+    """Denoise a block of `width` positions that starts where the text ends; commit its settled prefix at each step."""
+    assert model.config.diffusion is not None
+    mask = model.config.diffusion.mask_id
+    out: list[int] = []
+    block: list[int] = []
+    while len(out) < count:
+        text = prompt + out
+        width_now = min(width, count - len(out))
+        block = (block + [mask] * width_now)[:width_now]
+        choice = _predict(model, text, block[:width_now], sampling)
+        # Row len(text) − 1 + i chooses block position i.
+        rows = slice(len(text) - 1, len(text) - 1 + width_now)
+        masked = torch.tensor([block]) == mask
+        take = accept(choice.confidence_M[rows][None], choice.entropy_M[rows][None], masked, policy)[0]
+        block = [int(t) if yes else b for b, t, yes in zip(block, choice.token_M[rows], take, strict=True)]
+        settled = block.index(mask) if mask in block else len(block)
+        new, done = _cut(block[:settled], eos)
+        out, block = out + new, block[settled:]
+        if done:
+            break
+    return out

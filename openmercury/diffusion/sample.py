@@ -1,0 +1,91 @@
+"""From logits to a token, its confidence and its entropy, one row a position.
+
+Sampling is Gumbel-max: token = argmax(logits/T + noise), and the noise is a hash of (seed, position, token id). So a
+position draws the same noise in every mode, batch and device. A draft and its verification share that noise, which
+makes them agree as often as their distributions overlap, and `verified` return the very text of `ar` at any
+temperature (coupled drafts: arXiv 2408.07978).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class RowParams(NamedTuple):
+    """Sampling parameters of M rows. temperature 0 is greedy, top_k 0 and top_p 1 are off; seed and position int64."""
+
+    temperature_M: Tensor
+    top_k_M: Tensor
+    top_p_M: Tensor
+    seed_M: Tensor
+    position_M: Tensor
+
+    def rows(self, index: slice | Tensor) -> RowParams:
+        """The parameters of some rows."""
+        return RowParams(*(field[index] for field in self))
+
+
+class Choice(NamedTuple):
+    """What each row chose; confidence is the probability of the token under the distribution it was drawn from."""
+
+    token_M: Tensor
+    confidence_M: Tensor
+    entropy_M: Tensor
+
+
+def _mix(x: Tensor) -> Tensor:
+    """32-bit integer hash (lowbias32 constants) in int64 arithmetic."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def gumbel_noise(seed_M: Tensor, position_M: Tensor, vocabulary: int) -> Tensor:
+    """Standard Gumbel noise [M, V] in float32, a pure function of (seed, position, token id)."""
+    low, high = seed_M & 0xFFFFFFFF, (seed_M >> 32) & 0xFFFFFFFF
+    key_M = _mix(_mix(_mix(low) ^ high) ^ (position_M & 0xFFFFFFFF) ^ 0x9E3779B9)
+    token_V = torch.arange(vocabulary, device=seed_M.device)
+    bits = _mix(_mix(token_V)[None, :] ^ key_M[:, None])
+    uniform = (bits.double() + 0.5) / 2**32
+    return -(-uniform.log()).log().float()
+
+
+def truncate(logits_MV: Tensor, top_k_M: Tensor, top_p_M: Tensor) -> Tensor:
+    """−inf outside the top-k tokens and outside the smallest set that holds top_p of the probability."""
+    ordered, index = logits_MV.sort(dim=-1, descending=True)
+    probability = ordered.softmax(-1)
+    before = probability.cumsum(-1) - probability
+    rank = torch.arange(logits_MV.shape[-1], device=logits_MV.device)
+    drop = before >= top_p_M[:, None]
+    drop |= (top_k_M[:, None] > 0) & (rank >= top_k_M[:, None])
+    drop[:, 0] = False
+    return logits_MV.masked_fill(torch.zeros_like(drop).scatter(-1, index, drop), float("-inf"))
+
+
+def choose(logits_MV: Tensor, params: RowParams, *, statistics: bool = True) -> Choice:
+    """Pick a token for each row: greedy where temperature is 0, sampled elsewhere.
+
+    Without `statistics` confidence and entropy (nats) are zeros, which saves two passes over the vocabulary.
+    """
+    logits_MV = logits_MV if logits_MV.dtype == torch.float64 else logits_MV.float()
+    token_M = logits_MV.argmax(-1)
+    warm = (params.temperature_M > 0).nonzero()[:, 0]
+    if len(warm):
+        part = params.rows(warm)
+        scaled = logits_MV[warm] / part.temperature_M[:, None].to(logits_MV.dtype)
+        if bool((part.top_k_M > 0).any() or (part.top_p_M < 1).any()):
+            scaled = truncate(scaled, part.top_k_M, part.top_p_M)
+        noise = gumbel_noise(part.seed_M, part.position_M, logits_MV.shape[-1])
+        token_M = token_M.index_copy(0, warm, (scaled + noise).argmax(-1))
+        if statistics:
+            logits_MV = logits_MV.index_copy(0, warm, scaled)
+    if not statistics:
+        zero = torch.zeros(len(token_M), dtype=logits_MV.dtype, device=logits_MV.device)
+        return Choice(token_M, zero, zero)
+    log_p = logits_MV.log_softmax(-1)
+    confidence_M = log_p.gather(-1, token_M[:, None])[:, 0].exp()
+    entropy_M = torch.special.entr(log_p.exp()).sum(-1)
+    return Choice(token_M, confidence_M, entropy_M)

@@ -1,0 +1,43 @@
+"""What one request asks of the decoder. No torch here: the command line imports this to print its help."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from openmercury.config import Frozen
+
+Mode = Literal["diffusion", "verified", "ar"]
+
+
+class SamplingParams(Frozen):
+    """Per-request settings; every field is honoured in every mode it applies to, or refused.
+
+    `threshold`, `steps` and `entropy_bound` choose the unmask policy of `diffusion` (the default is the confidence
+    threshold); in the other modes setting `steps` or `entropy_bound` is refused, since nothing would read them.
+    """
+
+    mode: Mode = "verified"
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    threshold: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
+    entropy_bound: Annotated[float, Field(ge=0.0)] | None = None
+    block_size: Annotated[int, Field(ge=1, le=64)] | None = None
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    ignore_eos: bool = False
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> SamplingParams:
+        chosen = [name for name in ("threshold", "steps", "entropy_bound") if getattr(self, name) is not None]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} exclude each other: give one unmask policy")
+        if chosen and self.mode != "diffusion":
+            raise ValueError(f"{chosen[0]} only acts in mode diffusion: drop it or set mode=diffusion")
+        if self.block_size is not None and self.mode == "ar":
+            raise ValueError("block_size only acts in modes diffusion and verified: drop it or change the mode")
+        return self

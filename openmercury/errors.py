@@ -1,0 +1,54 @@
+"""Every error a user can meet. A message is one sentence that ends in the remedy; the command line prints
+it and exits 1.
+
+OpenMercuryError
+├── ConfigError            a recipe or an override is wrong
+├── CheckpointError        a folder of weights is missing, cut or inconsistent
+│   └── UnsupportedError   it is whole, but of a kind this version does not run
+├── InputError             a prompt cannot be answered as given
+│   ├── EmptyPromptError
+│   └── ContextOverflowError
+├── DataError              training or evaluation data is missing or broken
+├── TrainingError          a run cannot go on (NaN loss, mismatched resume)
+└── SandboxError           generated code cannot be run safely here
+"""
+
+
+class OpenMercuryError(Exception):
+    """Base of all errors raised on purpose; anything else is a bug of ours."""
+
+
+class ConfigError(OpenMercuryError):
+    """A recipe, an override or a parameter is wrong."""
+
+
+class CheckpointError(OpenMercuryError):
+    """A checkpoint folder is missing, cut or inconsistent."""
+
+
+class UnsupportedError(CheckpointError):
+    """The checkpoint is whole, but of a kind this version does not run."""
+
+
+class InputError(OpenMercuryError):
+    """A prompt cannot be answered as given."""
+
+
+class EmptyPromptError(InputError):
+    """The prompt has no tokens."""
+
+
+class ContextOverflowError(InputError):
+    """Prompt and answer together are longer than the context."""
+
+
+class DataError(OpenMercuryError):
+    """Training or evaluation data is missing or broken."""
+
+
+class TrainingError(OpenMercuryError):
+    """A training run cannot go on."""
+
+
+class SandboxError(OpenMercuryError):
+    """Generated code cannot be run safely on this machine."""

@@ -1,0 +1,1 @@
+"""Evaluation: generate through `LLM`, run what was generated in a sandbox, count."""

@@ -1,0 +1,271 @@
+"""The inside of the sandbox: a script for a fresh interpreter, standard library only (`sandbox` passes its source).
+
+    helper                              PID 1 of the new namespaces                 the program
+    unshare, fork; pass the             build the file system, give up all          set limits, exec,
+    verdict on as exit status           rights, watch clock and memory              report how it ended
+
+With bubblewrap, bwrap is the helper and has built the file system already. When PID 1 ends, the kernel kills whatever
+the program left running, before the helper can end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import linecache
+import math
+import os
+import resource
+import select
+import signal
+import struct
+import sys
+import time
+import traceback
+import types
+from typing import NoReturn
+
+# Exit statuses; far from those of a failing helper, and from any that a program is likely to leave with.
+PASSED, FAILED, TIMEOUT, MEMORY = 40, 41, 42, 43
+
+FILE_BYTES = 16 << 20
+OPEN_FILES = 64
+PROCESSES = 32
+POLL_SECONDS = 0.03
+NOBODY = 65534
+
+# <linux/sched.h>, <linux/mount.h>, <linux/prctl.h>, <linux/capability.h>; the numbers of these three system calls are
+# the same on all architectures, and the C library may be too old to wrap them.
+NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
+    0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000,
+)  # fmt: skip
+OPEN_TREE, MOVE_MOUNT, MOUNT_SETATTR = 428, 429, 442
+READ_ONLY, NO_SUID, NO_DEV, NO_EXEC = 1, 2, 4, 8  # the same bits in MS_ and in MOUNT_ATTR_
+MS_REC, MS_PRIVATE, MNT_DETACH = 0x4000, 0x40000, 2
+AT_FDCWD, AT_RECURSIVE, AT_EMPTY_PATH, OPEN_TREE_CLONE, MOVE_EMPTY_PATH = -100, 0x8000, 0x1000, 1, 4
+PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
+CAPABILITY_VERSION = 0x20080522
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> NoReturn:
+    """The plan comes as JSON in the first argument, the program on stdin."""
+    plan = json.loads(sys.argv[1])
+    if plan["enter"]:
+        enter()
+        build(plan["binds"], plan["devices"], plan["links"], plan["memory"])
+    drop(plan["uid"])
+    os._exit(watch(sys.stdin.buffer.read(), plan["lifeline"], plan["seconds"], plan["memory"]))
+
+
+def call(name: str, *arguments: int | bytes | None) -> int:
+    """A C function that returns -1 on failure; raises OSError then."""
+    given = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
+    result: int = getattr(libc, name)(*given)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+    return result
+
+
+# --- new namespaces --------------------------------------------------------------------------------------------------
+
+
+def enter() -> None:
+    """Return as PID 1 of fresh namespaces; the calling process waits outside and ends as PID 1 does.
+
+    Root needs no user namespace, and without one can give up its own uid later; everybody else gets one of their own.
+    """
+    uid, gid = os.getuid(), os.getgid()
+    call("unshare", NEWNS | NEWPID | NEWNET | NEWIPC | NEWUTS | NEWCGROUP | (NEWUSER if uid else 0))
+    if uid:
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{NOBODY} {uid} 1"), ("gid_map", f"{NOBODY} {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    child = os.fork()
+    if child:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os._exit(status if status >= 0 else 1)
+
+
+def build(binds: list[str], devices: list[str], links: dict[str, str], memory: int) -> None:
+    """Make a root of read-only `binds`, `devices` and `links`, a private /proc and /tmp, and leave the old one."""
+    os.umask(0o022)
+    call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
+    # Trees are taken out first: the new root is mounted over /tmp and hides what lies there.
+    trees = [(path, os.path.isdir(path), clone(path, NO_DEV)) for path in binds]
+    trees += [(path, False, clone(path, 0)) for path in devices]
+    root = "/tmp"
+    mount("tmpfs", root, NO_SUID | NO_DEV, "mode=755,size=1m")
+    for path in ("/proc", "/tmp"):
+        make_place(root + path, True)
+    mount("proc", f"{root}/proc", READ_ONLY | NO_SUID | NO_DEV | NO_EXEC, None)
+    # Before the trees: the interpreter's own may lie in /tmp.
+    mount("tmpfs", f"{root}/tmp", NO_SUID | NO_DEV, f"mode=1777,size={memory}")
+    for path, is_folder, tree in trees:
+        make_place(root + path, is_folder)
+        call("syscall", MOVE_MOUNT, tree, b"", AT_FDCWD, os.fsencode(root + path), MOVE_EMPTY_PATH)
+        os.close(tree)
+    for path, target in links.items():
+        make_place(os.path.dirname(root + path), True)
+        os.symlink(target, root + path)
+    set_attributes(AT_FDCWD, root, 0, READ_ONLY)
+    os.chdir(root)
+    call("pivot_root", b".", b".")  # the old root now lies over the new one
+    call("umount2", b".", MNT_DETACH)
+    os.chdir("/tmp")
+
+
+def mount(kind: str, path: str, flags: int, options: str | None) -> None:
+    """Mount a fresh file system of `kind` at `path`."""
+    data = None if options is None else options.encode()
+    call("mount", kind.encode(), os.fsencode(path), kind.encode(), flags, data)
+
+
+def clone(path: str, attributes: int) -> int:
+    """A descriptor of a detached read-only copy of the mounts at and below `path`."""
+    tree = call("syscall", OPEN_TREE, AT_FDCWD, os.fsencode(path), OPEN_TREE_CLONE | AT_RECURSIVE | os.O_CLOEXEC)
+    set_attributes(tree, "", AT_EMPTY_PATH | AT_RECURSIVE, READ_ONLY | NO_SUID | attributes)
+    return tree
+
+
+def set_attributes(descriptor: int, path: str, flags: int, attributes: int) -> None:
+    """Add mount attributes; unlike a remount, this keeps those that are there."""
+    wanted = struct.pack("4Q", attributes, 0, 0, 0)
+    call("syscall", MOUNT_SETATTR, descriptor, os.fsencode(path), flags, wanted, len(wanted))
+
+
+def make_place(path: str, is_folder: bool) -> None:
+    """An empty folder or file to mount on, with its parents."""
+    os.makedirs(path if is_folder else os.path.dirname(path), exist_ok=True)
+    if not is_folder:
+        os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o444))
+
+
+def drop(uid: int) -> None:
+    """Give up all rights for good: uid (root only), capabilities, those that a program file could lend."""
+    if os.getuid() == 0:
+        os.setgroups([])
+        try:
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+        except OSError:  # a container that maps few ids: there, root is an ordinary user in truth
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+    call("capset", struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24))
+    call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    call("prctl", PR_SET_DUMPABLE, 0)  # the program has our uid, but shall neither trace nor read us
+
+
+# --- the program -----------------------------------------------------------------------------------------------------
+
+
+def watch(source: bytes, lifeline: int, seconds: float, memory: int) -> int:
+    """Run the program in a child and return its verdict; PID 1 must end with it, and so end all that is left.
+
+    `lifeline` is a pipe that breaks when whoever wants the verdict is gone. (A parent-death signal would not do: bwrap
+    has no right to signal PID 1 once that has changed its uid.)
+    """
+    alive = select.poll()
+    alive.register(lifeline, 0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of all signals from inside, the one that Python handles
+    deadline = time.monotonic() + seconds
+    child = os.fork()
+    if child == 0:
+        os.close(lifeline)
+        play(source, seconds, memory)
+    while (status := reap(child)) is None:
+        left = deadline - time.monotonic()
+        if left <= 0 or alive.poll(0):
+            return TIMEOUT
+        if used_bytes() > memory:
+            return MEMORY
+        signal.sigtimedwait({signal.SIGCHLD}, min(left, POLL_SECONDS))
+    return judge(status)
+
+
+def reap(child: int) -> int | None:
+    """Bury the dead; the exit status of `child` (negative: a signal) once it is among them."""
+    with contextlib.suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            if found[0] == child:
+                return os.waitstatus_to_exitcode(found[1])
+    return None
+
+
+def judge(status: int) -> int:
+    """The verdict on how the program ended; says why on stderr where the program could not."""
+    if status in (PASSED, FAILED, MEMORY):
+        return status
+    if status == -signal.SIGXCPU:
+        return TIMEOUT
+    how = f"with exit status {status}" if status >= 0 else f"by a signal ({signal.strsignal(-status)})"
+    os.write(2, f"the program ended {how} before its end\n".encode())
+    return FAILED
+
+
+def used_bytes() -> int:
+    """Memory of all processes in the sandbox and of its /tmp; pages shared by processes count for each."""
+    pages = 0
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/statm", "rb") as file:  # it may have just ended
+                pages += int(file.read().split()[1])
+    disk = os.statvfs("/tmp")
+    return pages * resource.getpagesize() + (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+
+
+def play(source: bytes, seconds: float, memory: int) -> NoReturn:
+    """Become the program: the module `program`, so that `__name__ == "__main__"` is false and exit() is no success."""
+    confine(seconds, memory)
+    module = types.ModuleType("program")
+    sys.modules["program"], sys.argv = module, ["program"]
+    lines = source.decode(errors="replace").splitlines(keepends=True)
+    linecache.cache["<program>"] = (len(source), None, lines, "<program>")  # tracebacks quote it
+    status = FAILED
+    try:
+        exec(compile(source, "<program>", "exec"), module.__dict__)
+        status = PASSED
+    except SystemExit as error:
+        said = error.code if isinstance(error.code, str) else f"the program left by exit({error.code!r}) before its end"
+        with contextlib.suppress(BaseException):  # the program may have broken stderr
+            print(said, file=sys.stderr)
+    except BaseException as error:
+        status = MEMORY if isinstance(error, MemoryError) else FAILED
+        with contextlib.suppress(BaseException):  # or an error's __str__
+            traceback.print_exception(type(error), error, error.__traceback__ and error.__traceback__.tb_next)
+    with contextlib.suppress(BaseException):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
+def confine(seconds: float, memory: int) -> None:
+    """Limits of each process of the program, an empty stdin, no signal blocked."""
+    cpu = math.ceil(seconds) + 1
+    for limit, value in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CPU, cpu),
+        (resource.RLIMIT_FSIZE, FILE_BYTES),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_NPROC, PROCESSES),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(limit)[1]
+        if hard != resource.RLIM_INFINITY:
+            value = min(value, hard)
+        # One second between the CPU limits: the soft one sends the signal that `judge` knows.
+        soft = max(1, value - 1) if limit == resource.RLIMIT_CPU else value
+        resource.setrlimit(limit, (soft, value))
+    os.close(0)
+    os.open(os.devnull, os.O_RDONLY)  # takes the lowest free number, 0
+    call("prctl", PR_SET_DUMPABLE, 1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Text in, text out: the public door to a checkpoint.
+
+llm = LLM()
+print(llm.chat([{"role": "user", "content": "Write is_prime(n) in Python."}]).text)
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from openmercury.engine.config import EngineConfig
+from openmercury.engine.engine import Engine
+from openmercury.engine.params import Mode, SamplingParams
+from openmercury.engine.request import FinishReason, Request
+from openmercury.errors import CheckpointError, ConfigError, EmptyPromptError
+from openmercury.model.config import read_config
+from openmercury.model.weights import Progress, load_model
+from openmercury.text import chat, fim
+from openmercury.text.stream import TextStream
+from openmercury.text.tokenizer import Tokenizer
+
+SHIPPED = Path(__file__).resolve().parents[1] / "models" / "openmercury-nano"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Cost of one answer. `forwards` counts every forward but those that only filled the cache with a long prompt."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    forwards: int
+    seconds: float
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """TPF: completion tokens ÷ forwards."""
+        return self.completion_tokens / max(1, self.forwards)
+
+
+@dataclass(frozen=True)
+class Output:
+    """One finished answer. `completion_tokens` includes the end-of-text token, `text` does not."""
+
+    text: str
+    finish_reason: FinishReason
+    mode: Mode
+    usage: Usage
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DraftPiece:
+    """A run of the active block: text not settled yet, or one masked position (empty text)."""
+
+    text: str
+    state: Literal["masked", "draft"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What stands after one forward: settled text, the active block, and the output once finished."""
+
+    text: str
+    draft: tuple[DraftPiece, ...]
+    forward: int
+    finish_reason: FinishReason | None = None
+    output: Output | None = None
+    tokens: int = 0  # completion tokens committed so far
+
+
+def default_model() -> Path:
+    """`OPENMERCURY_MODEL`, else the shipped folder."""
+    return Path(os.environ.get("OPENMERCURY_MODEL") or SHIPPED)
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto": CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r} is unknown: use auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for but torch sees no GPU: use device=cpu or install a CUDA build")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """ "auto": bfloat16 on GPUs and on CPUs that multiply it in hardware, float32 elsewhere."""
+    if name == "auto":
+        fast = device.type == "cuda" or _cpu_multiplies_bfloat16()
+        return torch.bfloat16 if fast else torch.float32
+    if name not in ("float32", "bfloat16", "float64"):
+        raise ConfigError(f"dtype {name!r} is unknown: use auto, float32, bfloat16 or float64")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+class LLM:
+    """A loaded checkpoint with its tokenizer and engine."""
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        engine: EngineConfig | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        folder = default_model() if model is None else Path(model)
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"there is no model folder {folder}: give --model, or make one with `openmercury import`"
+            )
+        begin = time.monotonic()
+        on = pick_device(device)
+        kind = pick_dtype(dtype, on)
+        self.folder, self.device, self.dtype = folder, str(on), str(kind).removeprefix("torch.")
+        self.config = read_config(folder)
+        self.tokenizer = Tokenizer.load(folder)
+        network = load_model(folder, dtype=kind, device=on, config=self.config, progress=progress)
+        self.engine = Engine(network, engine or EngineConfig.for_device(on.type))
+        self.load_seconds = time.monotonic() - begin
+
+    def generate(self, prompt: str, params: SamplingParams | None = None) -> Output:
+        """Continue raw text; control tokens written in it act as such."""
+        return _last(self.stream(prompt, params))
+
+    def chat(self, messages: Sequence[Mapping[str, str]], params: SamplingParams | None = None) -> Output:
+        """Answer a conversation through the checkpoint's chat template."""
+        return _last(self.stream_chat(messages, params))
+
+    def fill(self, prefix: str, suffix: str = "", params: SamplingParams | None = None) -> Output:
+        """Write what stands between two pieces of code."""
+        return _last(self.stream_fill(prefix, suffix, params))
+
+    def stream(self, prompt: str, params: SamplingParams | None = None, *, show_draft: bool = False) -> Iterator[Step]:
+        """One `Step` per forward of `generate`."""
+        if not prompt:
+            raise EmptyPromptError("the prompt is empty: give some text to continue")
+        return self._steps(self.tokenizer.encode(prompt, special=True), params, self.config.eos_ids, show_draft)
+
+    def stream_chat(
+        self, messages: Sequence[Mapping[str, str]], params: SamplingParams | None = None, *, show_draft: bool = False
+    ) -> Iterator[Step]:
+        """One `Step` per forward of `chat`."""
+        return self._steps(chat.render(self.tokenizer, messages), params, self.config.eos_ids, show_draft)
+
+    def stream_fill(
+        self, prefix: str, suffix: str = "", params: SamplingParams | None = None, *, show_draft: bool = False
+    ) -> Iterator[Step]:
+        """One `Step` per forward of `fill`."""
+        ids = fim.render_fill(self.tokenizer, prefix, suffix)
+        return self._steps(ids, params, (*self.config.eos_ids, *fim.stop_ids(self.tokenizer)), show_draft)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Output]:
+        """Decode prompts of token ids together; `on_progress(finished, total)` is called after each forward.
+
+        `usage.seconds` is the time of the whole batch up to the request's end.
+        """
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+        requests = [self.engine.request(ids, one) for ids, one in zip(prompts, each, strict=True)]
+        streams = [TextStream(self.tokenizer, request.params.stop) for request in requests]
+        seen = [0] * len(requests)
+        outputs: dict[int, Output] = {}
+        index = {id(request): number for number, request in enumerate(requests)}
+        begin = time.monotonic()
+        for running in self.engine.generate(requests) if requests else ():
+            for request in running:
+                number = index[id(request)]
+                if request.params.stop or request.finish_reason is not None:
+                    seen[number] = _feed(streams[number], request, seen[number])
+                if request.finish_reason is not None:
+                    outputs[number] = _output(request, streams[number], time.monotonic() - begin)
+            if on_progress is not None:
+                on_progress(len(outputs), len(requests))
+        return [outputs[number] for number in range(len(requests))]
+
+    def _steps(
+        self, ids: Sequence[int], params: SamplingParams | None, eos: Sequence[int], show_draft: bool
+    ) -> Iterator[Step]:
+        # Checked here, not at the first `next`, so that a wrong prompt fails where it is given.
+        request = self.engine.request(ids, params or SamplingParams(), eos)
+        return self._run(request, show_draft)
+
+    def _run(self, request: Request, show_draft: bool) -> Iterator[Step]:
+        stream = TextStream(self.tokenizer, request.params.stop)
+        seen, begin = 0, time.monotonic()
+        for _ in self.engine.generate([request]):
+            seen = _feed(stream, request, seen)
+            output = None if request.finish_reason is None else _output(request, stream, time.monotonic() - begin)
+            draft = self._draft(request) if show_draft and output is None else ()
+            yield Step(stream.text, draft, request.forwards, request.finish_reason, output, len(request.completion))
+
+    def _draft(self, request: Request) -> tuple[DraftPiece, ...]:
+        mask = self.engine.runner.mask_id
+        if request.params.mode == "verified":
+            return (DraftPiece(self.tokenizer.decode(request.drafts), "draft"),) if request.drafts else ()
+        return tuple(
+            DraftPiece("", "masked") if token == mask else DraftPiece(self.tokenizer.decode([token]), "draft")
+            for token in request.block
+        )
+
+
+def _feed(stream: TextStream, request: Request, seen: int) -> int:
+    """Pass newly committed tokens to the text stream; a stop string or the end of text finishes the request."""
+    new = request.completion[seen:]
+    stream.push([token for token in new if token not in request.eos])
+    if stream.finished_by_stop:
+        request.finish_reason = "stop"
+    elif request.finish_reason is not None:
+        stream.flush()
+        if stream.finished_by_stop:
+            request.finish_reason = "stop"
+    return seen + len(new)
+
+
+def _output(request: Request, stream: TextStream, seconds: float) -> Output:
+    assert request.finish_reason is not None
+    ids = tuple(request.completion)
+    usage = Usage(len(request.prompt), len(ids), request.forwards, seconds)
+    return Output(stream.text, request.finish_reason, request.params.mode, usage, ids)
+
+
+def _last(steps: Iterator[Step]) -> Output:
+    output = None
+    for step in steps:
+        output = step.output
+    assert output is not None
+    return output

@@ -1,0 +1,52 @@
+"""The gated adapter: a LoRA on every linear that acts on noisy positions only, and the mask token's own vector.
+
+y = Wx + g·B(Ax), with g = 1 on noisy positions and 0 on clean ones. At g = 0 the base weights decide alone, so the KV
+cache of clean text and the AR logits are those of the base model, whatever the adapter learned. q, k, v share one A,
+as do gate and up, because the base holds them as one fused matrix. LoRA: arXiv 2106.09685.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from openmercury.model.config import ModelConfig
+
+
+class GatedLoRA(nn.Module):
+    """Low-rank update of one linear layer: `a` is [rank, in], `b` is [out, rank] and starts at zero."""
+
+    def __init__(self, d_in: int, d_out: int, rank: int) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.empty(rank, d_in))
+        self.b = nn.Parameter(torch.zeros(d_out, rank))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+    def forward(self, x_BNI: Tensor, gate_BN1: Tensor) -> Tensor:
+        """[B, N, in] → [B, N, out], zero wherever the gate is."""
+        a, b = self.a.to(x_BNI.dtype), self.b.to(x_BNI.dtype)
+        return F.linear(F.linear(x_BNI, a) * gate_BN1, b)
+
+
+class LayerAdapter(nn.Module):
+    """The four updates of one Transformer layer."""
+
+    def __init__(self, config: ModelConfig, rank: int) -> None:
+        super().__init__()
+        d, e = config.d_model, config.head_size
+        self.qkv = GatedLoRA(d, (config.n_heads + 2 * config.n_kv_heads) * e, rank)
+        self.out = GatedLoRA(config.n_heads * e, d, rank)
+        self.gate_up = GatedLoRA(d, 2 * config.d_ffn, rank)
+        self.down = GatedLoRA(config.d_ffn, d, rank)
+
+
+class Adapter(nn.Module):
+    """All that training touches: one `LayerAdapter` a layer and the embedding of the mask token [D]."""
+
+    def __init__(self, config: ModelConfig, rank: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(LayerAdapter(config, rank) for _ in range(config.n_layers))
+        self.mask_vector = nn.Parameter(torch.zeros(config.d_model))

@@ -1,0 +1,150 @@
+"""One decoder-only Transformer for Llama, Qwen2 and Qwen3 checkpoints, with an optional gated adapter.
+
+The network knows nothing of noise levels, caches or masks: what a token may see is decided by the `Attend` it is
+given, and which tokens are noisy by a gate. q, k, v live in one matrix, and so do gate and up, because on small models
+and few positions the number of launches costs more than the arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from openmercury.model.adapter import Adapter, GatedLoRA, LayerAdapter
+from openmercury.model.config import ModelConfig
+
+
+class Attend(Protocol):
+    """Attention of one layer: who sees whom, and where keys and values live, is the callee's business."""
+
+    def __call__(self, layer: int, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor:
+        """Returns [B, N, H, E]."""
+        ...
+
+
+def rotary_frequencies(config: ModelConfig) -> Tensor:
+    """Angular frequencies [E/2] in float32, stretched as Llama 3 does where the checkpoint says so."""
+    exponent = torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
+    frequency = 1.0 / config.rope_theta**exponent
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequency
+    turns = scaling.original_max_position_embeddings * frequency / (2 * math.pi)
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    keep = ((turns - scaling.low_freq_factor) / span).clamp(0, 1)
+    return keep * frequency + (1 - keep) * frequency / scaling.factor
+
+
+def rotate(x_BNHE: Tensor, cos_BN1E: Tensor, sin_BN1E: Tensor) -> Tensor:
+    """Rotary position embedding, halves convention (arXiv 2104.09864)."""
+    left, right = x_BNHE.chunk(2, dim=-1)
+    return x_BNHE * cos_BN1E + torch.cat((-right, left), dim=-1) * sin_BN1E
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation over the last axis."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+def _project(linear: nn.Linear, lora: GatedLoRA | None, x_BNI: Tensor, gate_BN1: Tensor | None) -> Tensor:
+    base: Tensor = linear(x_BNI)
+    if lora is None or gate_BN1 is None:
+        return base
+    return base + cast(Tensor, lora(x_BNI, gate_BN1))
+
+
+class Layer(nn.Module):
+    """Attention and SwiGLU with pre-norms, split where `Attend` stands so that each half compiles by itself."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        d, e, h, g = config.d_model, config.head_size, config.n_heads, config.n_kv_heads
+        self.attention_norm = RMSNorm(d, config.norm_eps)
+        self.qkv = nn.Linear(d, (h + 2 * g) * e, bias=config.qkv_bias)
+        self.out = nn.Linear(h * e, d, bias=False)
+        self.ffn_norm = RMSNorm(d, config.norm_eps)
+        self.gate_up = nn.Linear(d, 2 * config.d_ffn, bias=False)
+        self.down = nn.Linear(config.d_ffn, d, bias=False)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(e, config.norm_eps)
+            self.k_norm = RMSNorm(e, config.norm_eps)
+
+    def before(
+        self, x_BND: Tensor, cos: Tensor, sin: Tensor, gate: Tensor | None, adapter: LayerAdapter | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Norm, q, k, v and rotation: [B, N, D] → q [B, N, H, E], k and v [B, N, G, E]."""
+        h, g, e = self.config.n_heads, self.config.n_kv_heads, self.config.head_size
+        qkv = _project(self.qkv, adapter.qkv if adapter else None, self.attention_norm(x_BND), gate)
+        query, key, value = qkv.unflatten(-1, (h + 2 * g, e)).split((h, g, g), dim=-2)
+        if self.config.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        return rotate(query, cos, sin), rotate(key, cos, sin), value
+
+    def after(self, x_BND: Tensor, attended_BNHE: Tensor, gate: Tensor | None, adapter: LayerAdapter | None) -> Tensor:
+        """Output projection, residual, SwiGLU, residual."""
+        x = x_BND + _project(self.out, adapter.out if adapter else None, attended_BNHE.flatten(-2), gate)
+        up = _project(self.gate_up, adapter.gate_up if adapter else None, self.ffn_norm(x), gate)
+        left, right = up.chunk(2, dim=-1)
+        return x + _project(self.down, adapter.down if adapter else None, F.silu(left) * right, gate)
+
+
+class Transformer(nn.Module):
+    """Token ids in, hidden states out; `logits` is separate because few positions need the head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tied:
+            self.head.weight = self.embedding.weight
+        self.adapter: Adapter | None = None
+        facts = config.diffusion
+        if facts is not None and facts.adapter is not None:
+            self.adapter = Adapter(config, facts.adapter.rank)
+        self.frequency: Tensor
+        self.register_buffer("frequency", rotary_frequencies(config), persistent=False)
+
+    def embed(self, ids_BN: Tensor, noisy_BN: Tensor | None) -> Tensor:
+        """Embeddings [B, N, D]; a noisy position that holds the mask id takes the adapter's mask vector."""
+        x = self.embedding(ids_BN)
+        facts = self.config.diffusion
+        if noisy_BN is None or self.adapter is None or facts is None:
+            return cast(Tensor, x)
+        masked = (noisy_BN & (ids_BN == facts.mask_id))[..., None]
+        return torch.where(masked, self.adapter.mask_vector.to(x.dtype), x)
+
+    def forward(self, ids_BN: Tensor, position_BN: Tensor, attend: Attend, noisy_BN: Tensor | None = None) -> Tensor:
+        """Hidden states [B, N, D] after the last norm. `noisy_BN` (bool) opens the adapter's gate; None: all clean."""
+        x = self.embed(ids_BN, noisy_BN)
+        angle = position_BN[..., None].float() * self.frequency.float()
+        angle = torch.cat((angle, angle), dim=-1)[:, :, None]
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        gate = None if noisy_BN is None or self.adapter is None else noisy_BN[..., None].to(x.dtype)
+        for index, layer in enumerate(self.layers):
+            adapter = None if self.adapter is None else cast(LayerAdapter, self.adapter.layers[index])
+            block = cast(Layer, layer)
+            query, key, value = block.before(x, cos, sin, gate, adapter)
+            x = block.after(x, attend(index, query, key, value), gate, adapter)
+        return cast(Tensor, self.norm(x))
+
+    def logits(self, hidden_MD: Tensor) -> Tensor:
+        """[M, D] → [M, V]; the mask token is −inf: it is never predicted."""
+        logits = cast(Tensor, self.head(hidden_MD))
+        if self.config.diffusion is not None:
+            logits[..., self.config.diffusion.mask_id] = float("-inf")
+        return logits

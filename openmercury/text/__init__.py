@@ -1,0 +1,1 @@
+"""What a prompt is: tokenizer, chat template, fill-in-the-middle, streaming text; for requests and training alike."""

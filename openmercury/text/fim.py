@@ -1,0 +1,28 @@
+"""Fill-in-the-middle prompts: prefix, suffix, then the model writes the middle (PSM order, arXiv 2207.14255)."""
+
+from __future__ import annotations
+
+from openmercury.errors import EmptyPromptError, UnsupportedError
+from openmercury.text.tokenizer import Tokenizer
+
+PREFIX, SUFFIX, MIDDLE = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"
+STOPS = (PREFIX, SUFFIX, MIDDLE, "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|endoftext|>", "<|im_end|>")
+
+
+def render_fill(tokenizer: Tokenizer, prefix: str, suffix: str) -> list[int]:
+    """Token ids that ask for the text between `prefix` and `suffix`; control tokens written in them stay text.
+
+    Raises EmptyPromptError when both are empty, UnsupportedError when the tokenizer has no such tokens.
+    """
+    if not prefix and not suffix:
+        raise EmptyPromptError("prefix and suffix are both empty: give the code around the gap")
+    before, behind, middle = map(tokenizer.token_id, (PREFIX, SUFFIX, MIDDLE))
+    if before is None or behind is None or middle is None:
+        raise UnsupportedError("this checkpoint has no fill-in-the-middle tokens: use a model trained for it")
+    return [before, *tokenizer.encode(prefix), behind, *tokenizer.encode(suffix), middle]
+
+
+def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Tokens that end a middle: the end of text, and whatever would begin another part or file."""
+    found = (*tokenizer.eos_ids, *map(tokenizer.token_id, STOPS))
+    return tuple(dict.fromkeys(number for number in found if number is not None))

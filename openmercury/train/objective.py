@@ -1,0 +1,114 @@
+"""The training objective: corrupt a batch, run both halves, compare.
+
+The clean half runs on base weights under no_grad: it gives the noisy half its context, and teacher logits for free.
+Row i of the noisy half predicts token i + 1 (logit shift), so it counts where token i + 1 is masked.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from openmercury.data.loader import Batch
+from openmercury.diffusion.corrupt import Corrupted, corrupt
+from openmercury.diffusion.loss import SliceLoss, denoising_loss, slice_loss
+from openmercury.diffusion.schedule import block_rates
+from openmercury.model.transformer import Transformer
+from openmercury.train.attention import CleanAttend, NoisyAttend
+from openmercury.train.config import BlockDiffusion
+
+LEVELS = 4  # metric buckets of the noise level; the last holds fully masked blocks
+
+
+class Loss(NamedTuple):
+    """`sum` is differentiable; metrics are sums over predicted tokens, so that they add up over steps and ranks."""
+
+    sum: Tensor
+    weight: Tensor
+    tokens: Tensor
+    by_level: Tensor  # [LEVELS, 3]: tokens, cross-entropy, hits
+    accepted: Tensor  # [2]: fully masked blocks, and the drafts that would be accepted in them
+
+
+def _block_sizes(objective: BlockDiffusion, rows: int, generator: torch.Generator) -> Tensor:
+    sizes = torch.tensor(objective.block_sizes, device=generator.device)
+    return sizes[torch.randint(len(sizes), (rows,), generator=generator, device=generator.device)]
+
+
+def noise(tokens_BL: Tensor, objective: BlockDiffusion, mask_id: int, generator: torch.Generator) -> Corrupted:
+    """Draw block sizes, offsets and noise levels, and corrupt."""
+    rows, length = tokens_BL.shape
+    size_B = _block_sizes(objective, rows, generator)
+    offset_B = (torch.rand(rows, generator=generator, device=generator.device) * size_B).long()
+    blocks = length // min(objective.block_sizes) + 2
+    rate_BC = block_rates(rows, blocks, objective.full_mask_share, objective.min_rate, generator)
+    return corrupt(tokens_BL, size_B, offset_B, rate_BC, mask_id, generator)
+
+
+def block_diffusion(
+    model: Transformer,
+    batch: Batch,
+    objective: BlockDiffusion,
+    generator: torch.Generator,
+    slice_fn: SliceLoss = slice_loss,
+) -> Loss:
+    """Loss of one batch; gradients reach the adapter only."""
+    assert model.config.diffusion is not None
+    tokens_BL, document_BL = batch.tokens_BL, batch.document_BL
+    position_BL = torch.arange(tokens_BL.shape[1], device=tokens_BL.device).expand_as(tokens_BL)
+    noisy = noise(tokens_BL, objective, model.config.diffusion.mask_id, generator)
+    clean = CleanAttend(document_BL)
+    with torch.no_grad():
+        teacher_BLD = model(tokens_BL, position_BL, clean)
+    attend = NoisyAttend(clean, noisy, document_BL)
+    student_BLD = model(noisy.ids_BL, position_BL, attend, torch.ones_like(noisy.masked_BL))
+
+    counts_BL = (noisy.masked_BL & batch.loss_mask_BL)[:, 1:] & (document_BL[:, 1:] == document_BL[:, :-1])
+    row_M = counts_BL.flatten().nonzero()[:, 0]
+    weight_BL = objective.decay ** (position_BL - noisy.start_BL)[:, :-1].double()
+    weight_M = weight_BL.flatten()[row_M].to(student_BLD.dtype if student_BLD.dtype == torch.float64 else torch.float32)
+    found = denoising_loss(
+        student_BLD[:, :-1].flatten(0, 1)[row_M],
+        teacher_BLD[:, :-1].flatten(0, 1)[row_M],
+        model.head.weight,
+        tokens_BL[:, 1:].flatten()[row_M],
+        weight_M,
+        ce=objective.ce,
+        kl=objective.kl,
+        slice_fn=slice_fn,
+    )
+    rate_M = noisy.rate_BL[:, :-1].flatten()[row_M]
+    hit_BL = torch.zeros_like(counts_BL)
+    hit_BL.view(-1)[row_M] = found.hit_M
+    return Loss(
+        found.loss,
+        weight_M.sum(),
+        torch.tensor(len(row_M), device=tokens_BL.device),
+        _by_level(rate_M, found.ce_M, found.hit_M),
+        _accepted(noisy, counts_BL, hit_BL),
+    )
+
+
+def _by_level(rate_M: Tensor, ce_M: Tensor, hit_M: Tensor) -> Tensor:
+    level_M = torch.where(rate_M >= 1, LEVELS - 1, (rate_M * (LEVELS - 1)).long().clamp(max=LEVELS - 2))
+    table = torch.zeros(LEVELS, 3, device=rate_M.device, dtype=torch.float64)
+    values = torch.stack((torch.ones_like(ce_M), ce_M, hit_M.to(ce_M.dtype)), dim=-1).double()
+    return table.index_add(0, level_M, values)
+
+
+def _accepted(noisy: Corrupted, counts_BL: Tensor, hit_BL: Tensor) -> Tensor:
+    """Blocks that started fully masked and were predicted in full, and the length of their correct prefix."""
+    full_BL = (noisy.rate_BL >= 1)[:, :-1]
+    block_BL = noisy.block_BL[:, :-1]
+    shape = (len(block_BL), int(noisy.block_BL.max()) + 1)
+    ones = torch.ones_like(block_BL)
+    whole = torch.zeros(shape, dtype=torch.long, device=ones.device).scatter_add(1, block_BL, ones)
+    counted = torch.zeros_like(whole).scatter_add(1, block_BL, (counts_BL & full_BL).long())
+    at_BL = torch.arange(block_BL.shape[1], device=ones.device) - noisy.start_BL[:, :-1]
+    miss_BL = torch.where(hit_BL, 1 << 20, at_BL)
+    first_miss = torch.full(shape, 1 << 20, device=ones.device).scatter_reduce(1, block_BL, miss_BL, "amin")
+    usable = (counted == whole) & (whole > 1)
+    length = torch.minimum(first_miss, whole)
+    return torch.stack((usable.sum(), length[usable].sum())).double()

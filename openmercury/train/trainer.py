@@ -1,0 +1,192 @@
+"""The training loop of one device: batch, loss, backward, clip, step, log, save."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from openmercury.config import load_config
+from openmercury.data.loader import Loader
+from openmercury.data.packing import pack
+from openmercury.data.shards import read_shards
+from openmercury.diffusion.loss import SliceLoss, slice_loss
+from openmercury.errors import TrainingError
+from openmercury.model.adapter import Adapter
+from openmercury.model.config import AdapterFacts, DiffusionFacts, ModelConfig, read_config
+from openmercury.model.transformer import Layer, Transformer
+from openmercury.model.weights import load_model
+from openmercury.train.checkpoint import find_state, load_state, save_state
+from openmercury.train.config import Optim, Recipe
+from openmercury.train.objective import Loss, block_diffusion
+
+
+def learning_rate(optim: Optim, step: int, steps: int) -> float:
+    """Warm-up, plateau, linear decay to zero. The plateau lets a run be lengthened when it is resumed."""
+    warm = min(1.0, (step + 1) / max(1, optim.warmup_steps))
+    cooldown = max(1, round(steps * optim.cooldown))
+    return optim.lr * min(warm, (steps - step) / cooldown)
+
+
+def model_config(recipe: Recipe) -> ModelConfig:
+    """The base's architecture with the facts this run will give it."""
+    base = read_config(recipe.base)
+    facts = DiffusionFacts(
+        mask_id=recipe.mask_id,
+        block_size=max(recipe.objective.block_sizes),
+        adapter=AdapterFacts(rank=recipe.rank),
+    )
+    return ModelConfig(**{**base.model_dump(), "diffusion": facts})
+
+
+def build_model(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Transformer:
+    """Frozen base weights and a fresh adapter in float32 (float64 for float64 runs)."""
+    config = model_config(recipe)
+    plain = ModelConfig(**{**config.model_dump(), "diffusion": None})
+    base = load_model(recipe.base, dtype=dtype, device=device, config=plain)
+    torch.manual_seed(recipe.seed)
+    base.config, base.adapter = (
+        config,
+        Adapter(config, recipe.rank).to(device, torch.promote_types(dtype, torch.float32)),
+    )
+    with torch.no_grad():
+        base.adapter.mask_vector.copy_(base.embedding.weight.float().mean(0))
+    base.adapter.requires_grad_(True)
+    return base
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+class Trainer:
+    """One run on one device. Its state lives in `recipe.out` and is found again by itself."""
+
+    def __init__(self, recipe: Recipe, console: Console | None = None) -> None:
+        self.recipe, self.console = recipe, console or Console()
+        self.device = pick_device(recipe.device)
+        auto = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        dtype = auto if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+        self.model = build_model(recipe, self.device, dtype)
+        assert self.model.adapter is not None
+        self.adapter = self.model.adapter
+        parameters = list(self.adapter.parameters())
+        self.optimizer = torch.optim.AdamW(
+            parameters, lr=recipe.optim.lr, betas=recipe.optim.betas, weight_decay=recipe.optim.weight_decay
+        )
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        rows = pack(read_shards(recipe.data.path), recipe.data.row_length)
+        drawn = self._resume()
+        self.loader = Loader(rows, recipe.data.rows, recipe.seed, drawn=drawn)
+        self.slice_fn: SliceLoss = slice_loss
+        if recipe.compile:
+            self._compile()
+        self.console.print(
+            f"{len(rows.ids):,} rows of {recipe.data.row_length} from {recipe.data.path}, "
+            f"{rows.loss_mask.mean():.0%} trained on; adapter {sum(p.numel() for p in parameters) / 1e6:.1f} M; "
+            f"{self.device}, {dtype}; step {self.step} of {recipe.steps}"
+        )
+
+    def _resume(self) -> int:
+        state = find_state(self.recipe.out)
+        if state is None:
+            return 0
+        counters = load_state(state, self.adapter, self.optimizer)
+        self.step, self.tokens, self.seconds = counters["step"], counters["tokens"], counters["seconds"]
+        return int(counters["drawn"])
+
+    def _compile(self) -> None:
+        for layer in self.model.layers:
+            assert isinstance(layer, Layer)
+            layer.before = torch.compile(layer.before, dynamic=False)  # type: ignore[method-assign]
+            layer.after = torch.compile(layer.after, dynamic=False)  # type: ignore[method-assign]
+        self.slice_fn = torch.compile(slice_loss, dynamic=False)
+
+    def save(self) -> None:
+        """Write adapter, optimiser and counters."""
+        counters = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds, "drawn": self.loader.drawn}
+        save_state(self.recipe.out, self.adapter, self.optimizer, counters)
+
+    def train_step(self) -> Loss:
+        """One optimiser step; raises TrainingError on a loss that is not finite."""
+        recipe = self.recipe
+        generator = torch.Generator(self.device).manual_seed(recipe.seed * 1_000_003 + self.step)
+        batch = self.loader.next(self.device)
+        rate = learning_rate(recipe.optim, self.step, recipe.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = block_diffusion(self.model, batch, recipe.objective, generator, self.slice_fn)
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss.sum / loss.weight.clamp(min=1)).backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), recipe.optim.clip)
+        if not math.isfinite(float(norm)):
+            raise TrainingError(
+                f"step {self.step}: the gradient is not finite; lower optim.lr and resume from {recipe.out}"
+            )
+        self.optimizer.step()
+        self.step += 1
+        self.tokens += batch.tokens_BL.numel()
+        return loss
+
+    def run(self) -> None:
+        """Train until the recipe's steps or minutes are over; saves at the end and every `save_every` steps."""
+        recipe = self.recipe
+        recipe.out.mkdir(parents=True, exist_ok=True)
+        (recipe.out / "recipe.json").write_text(recipe.model_dump_json(indent=1), encoding="utf-8")
+        begin = last = time.monotonic()
+        before = self.seconds
+        window: list[Loss] = []
+        try:
+            while self.step < recipe.steps:
+                window.append(self.train_step())
+                now = time.monotonic()
+                self.seconds = before + now - begin
+                if self.step % recipe.log_every == 0 or self.step == recipe.steps:
+                    self._log(window, time.monotonic() - last)
+                    last, window = time.monotonic(), []
+                if self.step % recipe.save_every == 0:
+                    self.save()
+                if recipe.minutes is not None and now - begin > 60 * recipe.minutes:
+                    break
+        finally:
+            self.save()
+
+    def _log(self, window: list[Loss], seconds: float) -> None:
+        total = sum(float(loss.sum.detach()) for loss in window) / sum(float(loss.weight) for loss in window)
+        levels = sum(loss.by_level for loss in window)
+        accepted = sum(loss.accepted for loss in window)
+        assert isinstance(levels, torch.Tensor)
+        assert isinstance(accepted, torch.Tensor)
+        ce = (levels[:, 1] / levels[:, 0].clamp(min=1)).tolist()
+        rate = len(window) * self.recipe.data.rows * self.recipe.data.row_length / seconds
+        row: dict[str, Any] = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 1),
+            "tokens_per_second": round(rate),
+            "lr": learning_rate(self.recipe.optim, self.step - 1, self.recipe.steps),
+            "loss": total,
+            "ce_by_level": ce,
+            "hit_full": float(levels[-1, 2] / levels[-1, 0].clamp(min=1)),
+            "draft_prefix": float(accepted[1] / accepted[0].clamp(min=1)),
+        }
+        with (self.recipe.out / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+        shown = " ".join(f"{value:.2f}" for value in ce)
+        self.console.print(
+            f"step {self.step:>6}/{self.recipe.steps}  loss {total:.4f}  ce by noise level [{shown}]  "
+            f"right at full mask {row['hit_full']:.1%}  draft prefix {row['draft_prefix']:.2f}  "
+            f"{rate / 1e3:.1f}k tok/s  lr {row['lr']:.2e}",
+            highlight=False,
+        )
+
+
+def run_recipe(path: Path, overrides: list[str]) -> None:
+    """`openmercury train RECIPE [key=value …]`."""
+    Trainer(load_config(Recipe, path, overrides)).run()

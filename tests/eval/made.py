@@ -1,0 +1,124 @@
+"""A made-up benchmark in HumanEval's format, and a model that answers it without a network."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from openmercury.engine.params import SamplingParams
+from openmercury.eval.humaneval import TASKS, Sample, Task
+from openmercury.llm import Output, Usage
+
+HELPED = '''import math
+from typing import List, Optional
+
+LIMIT = """a
+text"""
+
+
+def helper(number: int) -> int:
+    """Helps."""
+    return number + 1
+
+
+def sum_0(numbers: List[int]) -> Optional[int]:
+    """Return the sum of helped numbers."""
+'''
+
+
+def rows(count: int = TASKS) -> list[dict[str, str]]:
+    """Task 0 has imports, a constant and a helper; the others only a function."""
+    made = [
+        {
+            "task_id": f"Made/{number}",
+            "prompt": f'def sum_{number}(numbers):\n    """Return the sum and {number}."""\n',
+            "entry_point": f"sum_{number}",
+            "test": f"def check(candidate):\n    assert candidate([1, 2]) == {3 + number}\n",
+            "canonical_solution": f"    return sum(numbers) + {number}\n",
+        }
+        for number in range(count)
+    ]
+    made[0] |= {
+        "prompt": HELPED,
+        "canonical_solution": "    return sum(map(helper, numbers))\n",
+        "test": "def check(candidate):\n    assert candidate([1, 2]) == 5 and helper(1) == 2 and math.pi > 3\n",
+    }
+    return made
+
+
+def tasks(count: int = TASKS) -> list[Task]:
+    return [Task(**row) for row in rows(count)]
+
+
+def write_data(folder: Path, made: Sequence[dict[str, str]] | None = None) -> Path:
+    """The evaluation folder, with the benchmark in it."""
+    (folder / "humaneval").mkdir(parents=True)
+    text = "".join(json.dumps(row) + "\n" for row in (rows() if made is None else made))
+    (folder / "humaneval" / "HumanEval.jsonl.xz").write_bytes(lzma.compress(text.encode()))
+    return folder
+
+
+def sample(task: Task, answer: str, *, forwards: int = 2, tokens: int = 6) -> Sample:
+    return Sample(task.task_id, answer, tuple(range(tokens)), "stop", forwards, tokens)
+
+
+class ByteTokenizer:
+    """One token for each byte; the template is the content alone."""
+
+    chat_template = "{{ messages[0]['content'] }}"
+    special: dict[str, int] = {}  # noqa: RUF012
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        return list(text.encode())
+
+
+class BatchLLM:
+    """Solves the made tasks, but for those whose function is named in `wrong`; an answer has 6 tokens, 2 forwards."""
+
+    def __init__(self, wrong: Sequence[str] = ()) -> None:
+        self.tokenizer, self.wrong = ByteTokenizer(), wrong
+        self.folder, self.device, self.dtype, self.load_seconds = Path("models/fake"), "cpu", "float32", 0.1
+        self.batches: list[int] = []
+        self.params: list[SamplingParams] = []
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Output]:
+        self.batches.append(len(prompts))
+        self.params.append(params)
+        if on_progress is not None:
+            on_progress(len(prompts), len(prompts))
+        return [self._answer(bytes(ids).decode(), params) for ids in prompts]
+
+    def _answer(self, prompt: str, params: SamplingParams) -> Output:
+        [name] = re.findall(r"def (sum_\d+)", prompt)
+        code = prompt.partition("```python\n")[2].removesuffix("\n```")
+        [body] = [row["canonical_solution"] for row in rows() if row["entry_point"] == name]
+        if name in self.wrong:
+            body = "    return None\n"
+        text = f"Of course!\n\n```python\n{code}\n{body}```\n"
+        return Output(text, "stop", params.mode, Usage(len(prompt), 6, 2, 0.5), tuple(text.encode()[:6]))
+
+
+class DemoLLM:
+    """Says one thing, in one step; `engine.model` has two parameters of 3 million values in all."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.folder, self.device, self.dtype, self.load_seconds = Path("models/fake"), "cpu", "float32", 0.1
+        numels = [SimpleNamespace(numel=lambda: 1_000_000), SimpleNamespace(numel=lambda: 2_000_000)]
+        self.engine = SimpleNamespace(model=SimpleNamespace(parameters=lambda: numels))
+
+    def stream_chat(self, messages: Any, params: SamplingParams, *, show_draft: bool = False) -> Any:
+        from tests.cli.fakes import steps_of
+
+        assert show_draft
+        return iter(steps_of(self.text, size=80, mode=params.mode))
