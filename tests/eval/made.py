@@ -72,6 +72,7 @@ class ByteTokenizer:
 
     chat_template = "{{ messages[0]['content'] }}"
     special: dict[str, int] = {}  # noqa: RUF012
+    named_tokens: dict[str, str] = {}  # noqa: RUF012
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         return list(text.encode())
