@@ -20,12 +20,21 @@ class Engine:
     """Decodes batches of prompts with one network."""
 
     def __init__(self, model: Transformer, config: EngineConfig | None = None) -> None:
+        facts = model.config.diffusion
+        if facts is not None and (facts.clean_attention != "causal" or facts.block_aligned or not facts.logit_shift):
+            raise UnsupportedError(
+                "only checkpoints with causal clean attention, free blocks and logit shift can be decoded: "
+                "use one trained by `openmercury train`"
+            )
         self.model = model
         self.config = config or EngineConfig()
         self.runner = Runner(model, self.config)
 
     def request(self, prompt: Sequence[int], params: SamplingParams, eos: Sequence[int] | None = None) -> Request:
-        """Check a prompt against the checkpoint; raises InputError or UnsupportedError with the remedy."""
+        """Check a prompt against the checkpoint; raises InputError or UnsupportedError with the remedy.
+
+        `max_tokens` beyond the context is lowered to what fits; such an answer ends with finish_reason "length".
+        """
         config = self.model.config
         if not prompt:
             raise EmptyPromptError("the prompt is empty: give at least one token")

@@ -120,3 +120,14 @@ def test_params_refuse_what_nobody_reads() -> None:
     for wrong in ({"mode": "ar", "steps": 4}, {"mode": "diffusion", "steps": 4, "threshold": 0.5}, {"max_tokens": 0}):
         with pytest.raises(ValidationError):
             SamplingParams.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    "fact", [{"clean_attention": "bidirectional"}, {"block_aligned": True}, {"logit_shift": False}]
+)
+def test_facts_it_does_not_decode_are_refused(fact: dict[str, object]) -> None:
+    config = tiny.config()
+    assert config.diffusion is not None
+    other = config.model_copy(update={"diffusion": config.diffusion.model_copy(update=fact)})
+    with pytest.raises(UnsupportedError, match="causal clean attention"):
+        Engine(tiny.network(of=other))
