@@ -215,12 +215,12 @@ class LLM:
             yield Step(stream.text, draft, request.forwards, request.finish_reason, output, len(request.completion))
 
     def _draft(self, request: Request) -> tuple[DraftPiece, ...]:
-        mask = self.engine.runner.mask_id
+        mask, ids = self.engine.runner.mask_id, self.engine.runner.drafts(request)
         if request.params.mode == "verified":
-            return (DraftPiece(self.tokenizer.decode(request.drafts), "draft"),) if request.drafts else ()
+            return (DraftPiece(self.tokenizer.decode(ids), "draft"),) if ids else ()
         return tuple(
             DraftPiece("", "masked") if token == mask else DraftPiece(self.tokenizer.decode([token]), "draft")
-            for token in request.block
+            for token in ids
         )
 
 

@@ -8,10 +8,13 @@ temperature (coupled drafts: arXiv 2408.07978).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+Sampling = Literal["greedy", "sampled", "truncated"]  # truncated: some row sets top_k or top_p
 
 
 class RowParams(NamedTuple):
@@ -43,12 +46,16 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
+def gumbel_keys(seed_M: Tensor, position_M: Tensor) -> Tensor:
+    """Hash of (seed, position), 32 bits in int64 [M]."""
+    low, high = seed_M & 0xFFFFFFFF, (seed_M >> 32) & 0xFFFFFFFF
+    return _mix(_mix(_mix(low) ^ high) ^ (position_M & 0xFFFFFFFF) ^ 0x9E3779B9)
+
+
 def gumbel_noise(seed_M: Tensor, position_M: Tensor, vocabulary: int) -> Tensor:
     """Standard Gumbel noise [M, V] in float32, a pure function of (seed, position, token id)."""
-    low, high = seed_M & 0xFFFFFFFF, (seed_M >> 32) & 0xFFFFFFFF
-    key_M = _mix(_mix(_mix(low) ^ high) ^ (position_M & 0xFFFFFFFF) ^ 0x9E3779B9)
     token_V = torch.arange(vocabulary, device=seed_M.device)
-    bits = _mix(_mix(token_V)[None, :] ^ key_M[:, None])
+    bits = _mix(_mix(token_V)[None, :] ^ gumbel_keys(seed_M, position_M)[:, None])
     uniform = (bits.double() + 0.5) / 2**32
     return -(-uniform.log()).log().float()
 
@@ -65,23 +72,22 @@ def truncate(logits_MV: Tensor, top_k_M: Tensor, top_p_M: Tensor) -> Tensor:
     return logits_MV.masked_fill(torch.zeros_like(drop).scatter(-1, index, drop), float("-inf"))
 
 
-def choose(logits_MV: Tensor, params: RowParams, *, statistics: bool = True) -> Choice:
+def choose(logits_MV: Tensor, params: RowParams, kind: Sampling = "truncated", *, statistics: bool = True) -> Choice:
     """Pick a token for each row: greedy where temperature is 0, sampled elsewhere.
 
-    Without `statistics` confidence and entropy (nats) are zeros, which saves two passes over the vocabulary.
+    `kind` says what any row needs, so that nothing here has to ask the device. Without `statistics` confidence and
+    entropy (nats) are zeros, which saves two passes over the vocabulary.
     """
     logits_MV = logits_MV if logits_MV.dtype == torch.float64 else logits_MV.float()
     token_M = logits_MV.argmax(-1)
-    warm = (params.temperature_M > 0).nonzero()[:, 0]
-    if len(warm):
-        part = params.rows(warm)
-        scaled = logits_MV[warm] / part.temperature_M[:, None].to(logits_MV.dtype)
-        if bool((part.top_k_M > 0).any() or (part.top_p_M < 1).any()):
-            scaled = truncate(scaled, part.top_k_M, part.top_p_M)
-        noise = gumbel_noise(part.seed_M, part.position_M, logits_MV.shape[-1])
-        token_M = token_M.index_copy(0, warm, (scaled + noise).argmax(-1))
-        if statistics:
-            logits_MV = logits_MV.index_copy(0, warm, scaled)
+    if kind != "greedy":
+        warm_M1 = (params.temperature_M > 0)[:, None]
+        scaled = logits_MV / torch.where(warm_M1, params.temperature_M[:, None], 1.0).to(logits_MV.dtype)
+        if kind == "truncated":
+            scaled = torch.where(warm_M1, truncate(scaled, params.top_k_M, params.top_p_M), scaled)
+        noise = gumbel_noise(params.seed_M, params.position_M, logits_MV.shape[-1])
+        token_M = torch.where(warm_M1[:, 0], (scaled + noise).argmax(-1), token_M)
+        logits_MV = scaled
     if not statistics:
         zero = torch.zeros(len(token_M), dtype=logits_MV.dtype, device=logits_MV.device)
         return Choice(token_M, zero, zero)

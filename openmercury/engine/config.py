@@ -12,21 +12,35 @@ DEFAULT_THRESHOLD = 0.9
 
 
 class EngineConfig(Frozen):
-    """How forwards are composed.
+    """How forwards are composed and how much runs at once.
 
     `draft_width` is how many tokens `verified` drafts at a time. `draft_groups` says behind which accepted lengths of
     the drafts under verification the next draft is prepared in the same forward: "all" (the fewest forwards; pays
     where wide forwards are nearly free) or "last" (behind full acceptance only; else a forward of its own drafts).
     `block_limit` narrows the blocks of `diffusion` below the checkpoint's block size where each position costs.
+
+    Prompts are read in chunks of up to `prefill_chunk` tokens, `prefill_tokens` positions a step, padding included.
+
+    `cache_tokens` bounds the KV cache; None takes `cache_share` of the free GPU memory, or what 4 full contexts need
+    on a CPU, where untouched pages cost nothing. `steps_per_sync` forwards run before the host looks at the results:
+    more is faster in bulk, one shows tokens soonest.
     """
 
     draft_width: Annotated[int, Field(ge=1, le=64)] = 7
     draft_groups: Literal["all", "last"] = "all"
     block_limit: Annotated[int, Field(ge=1, le=64)] = 64
-    prefill_chunk: Annotated[int, Field(ge=1)] = 512
-    head_rows: Annotated[int, Field(ge=1)] = 2048
+    max_requests: Annotated[int, Field(ge=1)] = 128
+    prefill_tokens: Annotated[int, Field(ge=1)] = 8192
+    prefill_chunk: Annotated[int, Field(ge=1)] = 1024
+    head_rows: Annotated[int, Field(ge=1)] = 4096
+    page_size: Annotated[int, Field(ge=1)] = 16
+    cache_tokens: Annotated[int, Field(ge=1)] | None = None
+    cache_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
+    prefix_cache: bool = True
+    steps_per_sync: Annotated[int, Field(ge=1)] = 1
+    graphs: bool = True
 
     @classmethod
     def for_device(cls, device: str) -> EngineConfig:
         """Settings for "cuda", where wide forwards are nearly free, or "cpu", where each position costs."""
-        return cls() if device == "cuda" else cls(draft_width=3, block_limit=8)
+        return cls() if device == "cuda" else cls(draft_width=3, block_limit=8, max_requests=32, prefill_tokens=512)

@@ -1,23 +1,31 @@
-"""The engine: requests step together, join one batch, and leave it when they finish.
+"""The engine: requests are submitted at any time, run in shared forwards, and leave when they finish.
 
-`generate` is a generator of steps so that callers can show settled and draft text, stop a request, or just drain it.
+One `step` is: schedule → prefill → decoding forwards → read what happened. Token ids in, token ids out.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 
-from openmercury.engine import modes
+from openmercury.diffusion.sample import Sampling
 from openmercury.engine.config import EngineConfig
+from openmercury.engine.modes import Shape
+from openmercury.engine.pages import PagePool
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
-from openmercury.engine.runner import Runner
-from openmercury.errors import ContextOverflowError, EmptyPromptError, UnsupportedError
+from openmercury.engine.runner import Progress, Runner
+from openmercury.engine.scheduler import Plan, Scheduler
+from openmercury.engine.state import MAX_STOP_IDS, RUNNING, STOP
+from openmercury.errors import ContextOverflowError, EmptyPromptError, InputError, UnsupportedError
 from openmercury.model.transformer import Transformer
+
+WIDEST = 64  # positions a block may have, as SamplingParams.block_size says
+SAMPLINGS: tuple[Sampling, ...] = ("greedy", "sampled", "truncated")  # each also serves those before it
 
 
 class Engine:
-    """Decodes batches of prompts with one network."""
+    """Decodes requests with one network."""
 
     def __init__(self, model: Transformer, config: EngineConfig | None = None) -> None:
         facts = model.config.diffusion
@@ -28,7 +36,9 @@ class Engine:
             )
         self.model = model
         self.config = config or EngineConfig()
-        self.runner = Runner(model, self.config)
+        self.runner = Runner(model, self.config, WIDEST)
+        pool = PagePool(self.runner.pages, self.config.page_size, remember=self.config.prefix_cache)
+        self.scheduler = Scheduler(self.config, pool)
 
     def request(self, prompt: Sequence[int], params: SamplingParams, eos: Sequence[int] | None = None) -> Request:
         """Check a prompt against the checkpoint; raises InputError or UnsupportedError with the remedy.
@@ -53,22 +63,99 @@ class Engine:
         block = min(facts.block_size, self.config.block_limit) if facts is not None else 1
         width = params.block_size or (self.config.draft_width if params.mode == "verified" else block)
         ends = frozenset() if params.ignore_eos else frozenset(config.eos_ids if eos is None else eos)
+        if len(ends) > MAX_STOP_IDS:
+            raise InputError(f"there are {len(ends)} stop ids and room for {MAX_STOP_IDS}: give fewer")
         return Request(list(prompt), params, ends, width)
 
-    def generate(self, requests: list[Request]) -> Iterator[list[Request]]:
-        """Run until all are finished; yields the running requests after each forward.
+    def submit(self, request: Request) -> None:
+        """Queue a request; raises ContextOverflowError when its text could never fit into the cache."""
+        self.scheduler.submit(request)
 
-        A caller ends a request early by setting its `finish_reason`.
+    @property
+    def busy(self) -> bool:
+        """Is anything waiting or running?"""
+        return bool(self.scheduler.waiting or self.scheduler.running)
+
+    def step(self) -> list[Request]:
+        """Run one step and return the requests that went on: their tokens, forwards and finish_reason are current."""
+        self._drop_ended()
+        plan = self.scheduler.schedule()
+        self._prepare(plan)
+        if plan.prefill:
+            self.runner.prefill(plan.prefill)
+            for request, start, count in plan.prefill:
+                request.written = start + count
+        moved = []
+        for shape, requests in plan.decode:
+            moved += self._decode(shape, requests)
+        return moved
+
+    def generate(self, requests: list[Request]) -> Iterator[list[Request]]:
+        """Submit these and step until all are finished; yields those that went on, after each step with any.
+
+        A caller ends a request early by setting its `finish_reason`. Leaving the loop ends all of them.
         """
-        running = list(requests)
-        self.runner.start(running)
-        while running:
-            spans = [modes.plan(request, self.config, self.runner.mask_id) for request in running]
-            tokens, accepted = self.runner.forward(spans)
-            for request, span, token, taken in zip(running, spans, tokens, accepted, strict=True):
-                modes.apply(request, span, token, taken, self.runner.mask_id)
-            yield running
-            alive = [row for row, request in enumerate(running) if request.finish_reason is None]
-            if alive and len(alive) < len(running):
-                self.runner.keep(alive)
-            running = [running[row] for row in alive]
+        for request in requests:
+            self.submit(request)
+        try:
+            while any(request.finish_reason is None for request in requests):
+                moved = self.step()
+                if moved:
+                    yield moved
+        finally:
+            for request in requests:
+                if request.finish_reason is None:
+                    request.finish_reason = "stop"
+            self._drop_ended()
+
+    def check_integrity(self) -> None:
+        """Assert that no page or slot is lost or shared by mistake."""
+        running = self.scheduler.running
+        self.scheduler.pool.check_integrity([request.pages for request in running])
+        slots = [request.slot for request in running]
+        assert sorted([*slots, *self.scheduler.free_slots]) == list(range(1, self.config.max_requests + 1))
+        assert all(request.slot is None and not request.pages for request in self.scheduler.waiting)
+
+    def _drop_ended(self) -> None:
+        """Release requests that finished, were ended by the caller, or ran out of time."""
+        now = time.monotonic()
+        ended = []
+        for request in (*self.scheduler.running, *self.scheduler.waiting):
+            if request.finish_reason is None and request.expires is not None and now > request.expires:
+                request.finish_reason = "deadline"
+            if request.finish_reason is not None:
+                ended.append(request)
+        slots = [request.slot for request in ended if request.slot is not None]
+        if slots:
+            self.runner.leave(slots)
+        for request in ended:
+            self.scheduler.release(request)
+
+    def _prepare(self, plan: Plan) -> None:
+        for request, slot in plan.preempted:
+            if request.mode == "diffusion":
+                request.ahead = self.runner.block(slot)
+        if plan.preempted:
+            self.runner.leave([slot for _, slot in plan.preempted])
+        if plan.admitted:
+            self.runner.admit(plan.admitted)
+        grown = [request for request in plan.paged if request.slot is not None]
+        if grown:
+            self.runner.set_pages(grown)
+
+    def _decode(self, shape: Shape, requests: list[Request]) -> list[Request]:
+        slots = [request.slot for request in requests if request.slot is not None]
+        sampling = max((request.sampling for request in requests), key=SAMPLINGS.index)
+        for _ in range(self.config.steps_per_sync):
+            self.runner.decode(shape, slots, sampling)
+        most = shape.most_committed * self.config.steps_per_sync
+        for request, progress in zip(requests, self.runner.progress(slots, most), strict=True):
+            _take(request, progress)
+        return requests
+
+
+def _take(request: Request, progress: Progress) -> None:
+    request.tokens += progress.tokens
+    request.written, request.forwards = progress.written, progress.forwards
+    if progress.done != RUNNING and request.finish_reason is None:
+        request.finish_reason = "stop" if progress.done == STOP else "length"

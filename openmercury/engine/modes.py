@@ -1,100 +1,190 @@
-"""The three ways to decode, each as two functions: what a request asks of a forward, and what it learns from one.
+"""The three ways to decode, each as two tensor functions: what rows ask of a forward, and what they learn from it.
 
-Predictions come shifted: row of position i chooses the token of position i + 1. So the last committed token gives the
-next one exactly, and a noisy group of g positions that starts at s drafts the tokens of s + 1 ‥ s + g.
+Predictions come shifted: the row of position i chooses the token of position i + 1. So the last committed token gives
+the next one exactly, and a noisy group of g positions that starts at s drafts the tokens of s + 1 ‥ s + g.
+
+    ar          clean t(b−1)
+    verified    clean t(b−1) d(b) d(b+1)                group 0 at b ‥  group 1 at b+1 ‥  group 2 at b+2 ‥
+    diffusion   clean tokens committed last, unwritten  group 0 at b ‥ b+K−1: settled tokens and masks
+
+All rows of a forward share one mode and shape, and nothing here waits for the device, so a whole step can be captured
+in a CUDA graph. `columns` is how many clean columns to plan for: on the CPU the largest any row needs, since every
+position costs; in a graph the most there can be.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, NamedTuple
 
-from openmercury.engine.config import EngineConfig
-from openmercury.engine.request import Request, Span
+import torch
+from torch import Tensor
 
+from openmercury.diffusion.sample import Choice
+from openmercury.diffusion.unmask import accept
+from openmercury.diffusion.verify import accepted_length
+from openmercury.engine.params import DecodeMode
+from openmercury.engine.state import RUNNING, Committed, Slots
 
-class Prediction(Protocol):
-    """Choices for the wanted rows of one span, in order."""
-
-    token: list[int]
-    accepted: list[bool]  # by the unmask policy; used by `diffusion` only
-
-
-def plan(request: Request, config: EngineConfig, mask_id: int) -> Span:
-    """The span of one request for the next forward; without wanted rows it only fills the cache."""
-    span = Span()
-    pending = request.tokens[request.written :]
-    if len(pending) > config.prefill_chunk:
-        span.add_clean(pending[: config.prefill_chunk], request.written)
-        return span
-    span.add_clean(pending, request.written)
-    span.want.append(len(span) - 1)
-    if request.params.mode == "diffusion":
-        _plan_block(request, span, mask_id)
-    elif request.params.mode == "verified":
-        _plan_drafts(request, span, config, mask_id)
-    return span
+NOWHERE = -2  # group of a padding position
 
 
-def _plan_block(request: Request, span: Span, mask_id: int) -> None:
-    width = min(request.width, request.remaining)
-    request.block = (request.block + [mask_id] * width)[:width]
-    first = len(span)
-    span.add_group(request.block, len(request.tokens), 0)
-    span.want += range(first, first + width - 1)
+class Shape(NamedTuple):
+    """What the rows of a forward have in common. `width`: the widest block or draft among them."""
+
+    mode: DecodeMode
+    width: int
+    groups: Literal["all", "last"] = "all"
+
+    @property
+    def most_committed(self) -> int:
+        """Tokens a row can gain in one forward."""
+        return {"ar": 1, "verified": self.width + 1, "diffusion": self.width}[self.mode]
+
+    @property
+    def most_columns(self) -> int:
+        """Clean columns that are always enough."""
+        return {"ar": 1, "verified": self.width + 1, "diffusion": self.width}[self.mode]
 
 
-def _plan_drafts(request: Request, span: Span, config: EngineConfig, mask_id: int) -> None:
-    base, drafts = len(request.tokens), request.drafts
-    span.want += range(len(span), len(span) + len(drafts))
-    span.add_clean(drafts, base)
-    every = config.draft_groups == "all" or not drafts
-    for accepted in range(len(drafts) + 1) if every else [len(drafts)]:
-        # Behind `accepted` drafts comes one exact token; drafts beyond the limit are not worth their positions.
-        width = min(request.width, request.remaining - accepted - 1)
-        if width > 0:
-            first = len(span)
-            span.add_group([mask_id] * width, base + accepted, accepted)
-            span.want += range(first, first + width)
+class ForwardBatch(NamedTuple):
+    """One forward: [R, Q] tensors under the rule of `masks`; `want_RM` are the columns whose predictions are read."""
+
+    ids_RQ: Tensor
+    position_RQ: Tensor
+    end_RQ: Tensor
+    group_RQ: Tensor
+    want_RM: Tensor
 
 
-def apply(request: Request, span: Span, token: list[int], accepted: list[bool], mask_id: int) -> None:
-    """Take the choices of a finished forward into the request."""
-    if not span.want:
-        request.written += len(span)
-        return
-    request.forwards += 1
-    mode = request.params.mode
-    if mode == "diffusion":
-        _apply_block(request, token, accepted, mask_id)
-    elif mode == "verified":
-        _apply_drafts(request, span, token)
+def needed_columns(slots: Slots, rows: Tensor, shape: Shape) -> int:
+    """The fewest clean columns that serve all rows now (waits for the device)."""
+    if shape.mode == "ar":
+        return 1
+    if shape.mode == "verified":
+        return 1 + int(slots.ahead_count[rows].max())
+    return max(1, int((slots.length[rows] - slots.written[rows]).max()))
+
+
+def plan(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_id: int) -> ForwardBatch:
+    """What the rows ask of the next forward. A finished row asks for nothing: all its positions are padding."""
+    planner = {"ar": _plan_ar, "verified": _plan_verified, "diffusion": _plan_diffusion}[shape.mode]
+    batch = planner(slots, rows, shape, columns, mask_id)
+    active = (slots.done[rows] == RUNNING)[:, None]
+    return batch._replace(
+        end_RQ=torch.where(active, batch.end_RQ, 0), group_RQ=torch.where(active, batch.group_RQ, NOWHERE)
+    )
+
+
+def apply(
+    slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatch, choice: Choice, mask_id: int
+) -> None:
+    """Take the choices [R · M] of a finished forward into the slots."""
+    shaped = Choice(*(field.view(batch.want_RM.shape) for field in choice))
+    active = slots.done[rows] == RUNNING
+    slots.forwards[rows] += active.long()
+    if shape.mode == "ar":
+        slots.written[rows] = slots.length[rows]
+        slots.commit(rows, Committed(shaped.token_M, torch.ones_like(rows)))
+    elif shape.mode == "verified":
+        _apply_verified(slots, rows, shape, batch, shaped.token_M)
     else:
-        request.written = len(request.tokens)
-        request.commit(token[:1])
+        _apply_diffusion(slots, rows, shape, shaped, mask_id)
 
 
-def _apply_block(request: Request, token: list[int], accepted: list[bool], mask_id: int) -> None:
-    request.written = len(request.tokens)
-    for index, (chosen, take) in enumerate(zip(token, accepted, strict=True)):
-        if take:
-            request.block[index] = chosen
-    settled = request.block.index(mask_id) if mask_id in request.block else len(request.block)
-    request.commit(request.block[:settled])
-    request.block = request.block[settled:]
+def _clean(slots: Slots, rows: Tensor, start_R: Tensor, count_R: Tensor, columns: int) -> tuple[Tensor, ...]:
+    """`count_R` committed tokens from `start_R` on, as (ids, position, end, group)."""
+    column = torch.arange(columns, device=rows.device)
+    position = start_R[:, None] + column
+    valid = column < count_R[:, None]
+    ids = slots.text[rows[:, None], position.clamp(max=slots.text.shape[1] - 1)].long()
+    return ids, position, torch.where(valid, position + 1, 0), torch.where(valid, -1, NOWHERE)
 
 
-def _apply_drafts(request: Request, span: Span, token: list[int]) -> None:
-    drafts, chosen = request.drafts, token[: len(request.drafts) + 1]
-    kept = 0
-    while kept < len(drafts) and drafts[kept] == chosen[kept]:
-        kept += 1
-    request.written = len(request.tokens) + kept
-    request.drafts = _next_drafts(request, span, token[len(chosen) :], kept)
-    request.commit(chosen[: kept + 1])
-    request.written = min(request.written, len(request.tokens) - 1)
+def plan_prefill(slots: Slots, rows: Tensor, start_R: Tensor, count_R: Tensor, columns: int) -> ForwardBatch:
+    """Committed tokens to write, `count_R` from `start_R` on; no predictions are wanted."""
+    return ForwardBatch(*_clean(slots, rows, start_R, count_R, columns), rows.new_empty(len(rows), 0))
 
 
-def _next_drafts(request: Request, span: Span, drafted: list[int], kept: int) -> list[int]:
-    """Choices of the group that stands behind `kept` drafts, if there is one."""
-    groups = [span.group[row] for row in span.want[len(request.drafts) + 1 :]]
-    return [token for token, group in zip(drafted, groups, strict=True) if group == kept]
+def _plan_ar(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_id: int) -> ForwardBatch:
+    parts = _clean(slots, rows, slots.length[rows] - 1, torch.ones_like(rows), 1)
+    return ForwardBatch(*parts, torch.zeros_like(rows)[:, None])
+
+
+def _plan_diffusion(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_id: int) -> ForwardBatch:
+    length, k = slots.length[rows], shape.width
+    pending = length - slots.written[rows]
+    clean = _clean(slots, rows, slots.written[rows], pending, columns)
+    index = torch.arange(k, device=rows.device)
+    width = torch.minimum(slots.width[rows], slots.limit[rows] - length)
+    valid = index < width[:, None]
+    start = length[:, None].expand(-1, k)
+    noisy = (
+        slots.ahead[rows, :k],
+        start + index,
+        torch.where(valid, start, 0),
+        torch.where(valid, 0, NOWHERE),
+    )
+    behind = (columns + index[:-1]).expand(len(rows), -1)
+    want = torch.cat(((pending - 1).clamp(min=0)[:, None], behind), dim=1)
+    return ForwardBatch(*(torch.cat(pair, dim=1) for pair in zip(clean, noisy, strict=True)), want)
+
+
+def _apply_diffusion(slots: Slots, rows: Tensor, shape: Shape, choice: Choice, mask_id: int) -> None:
+    k = shape.width
+    block = slots.ahead[rows, :k]
+    length = slots.length[rows]
+    index = torch.arange(k, device=rows.device)
+    width = torch.minimum(slots.width[rows], slots.limit[rows] - length)
+    open_RK = (block == mask_id) & (index < width[:, None])
+    take = accept(choice.confidence_M, choice.entropy_M, open_RK, slots.policy(rows))
+    block = torch.where(take, choice.token_M, block)
+    settled = (block != mask_id).long().cumprod(-1).sum(-1)
+    slots.written[rows] = length
+    slots.commit(rows, Committed(block, torch.minimum(settled, width)))
+    shifted = index + settled[:, None]
+    moved = block.gather(1, shifted.clamp(max=k - 1))
+    slots.ahead[rows, :k] = torch.where(shifted < k, moved, mask_id)
+
+
+def _plan_verified(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_id: int) -> ForwardBatch:
+    length, g = slots.length[rows], shape.width
+    drafts, count = columns - 1, slots.ahead_count[rows]
+    ids, position, end, group = _clean(slots, rows, length - 1, count + 1, columns)
+    ids = torch.cat((ids[:, :1], slots.ahead[rows, :drafts]), dim=1)
+    if shape.groups == "all":
+        behind = torch.arange(columns, device=rows.device).expand(len(rows), -1)
+    else:
+        behind = count[:, None]
+    index = torch.arange(g, device=rows.device)
+    # Behind `behind` drafts comes one exact token; drafts beyond the limit are not worth their positions.
+    width = torch.minimum(slots.width[rows][:, None], slots.limit[rows][:, None] - length[:, None] - behind - 1)
+    valid = (index < width[..., None]) & (behind <= count[:, None])[..., None]
+    start = (length[:, None] + behind)[..., None].expand_as(valid)
+    noisy = (
+        torch.full_like(start, mask_id),
+        start + index,
+        torch.where(valid, start, 0),
+        torch.where(valid, behind[..., None], NOWHERE),
+    )
+    joined = (torch.cat((a, b.flatten(1)), dim=1) for a, b in zip((ids, position, end, group), noisy, strict=True))
+    want = torch.arange(columns + valid[0].numel(), device=rows.device).expand(len(rows), -1)
+    return ForwardBatch(*joined, want)
+
+
+def _apply_verified(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatch, token_RM: Tensor) -> None:
+    g = shape.width
+    groups = token_RM.shape[1] // (g + 1) if shape.groups == "all" else 1
+    columns = token_RM.shape[1] - groups * g
+    length, count = slots.length[rows], slots.ahead_count[rows]
+    drafts = slots.ahead[rows, : columns - 1]
+    index = torch.arange(columns - 1, device=rows.device)
+    kept = accepted_length(torch.where(index < count[:, None], drafts, -1), token_RM[:, : columns - 1])
+    # The next drafts: choices of the group that stands behind the kept ones, if there is one.
+    pick = kept if shape.groups == "all" else torch.zeros_like(kept)
+    at = pick[:, None] * g + torch.arange(g, device=rows.device)
+    drafted = token_RM[:, columns:].gather(1, at)
+    usable = (batch.group_RQ[:, columns:].gather(1, at) == kept[:, None]).sum(-1)
+    committed = slots.commit(rows, Committed(token_RM[:, :columns], kept + 1))
+    slots.written[rows] = torch.minimum(length + kept, length + committed - 1)
+    slots.ahead[rows, :g] = drafted
+    slots.ahead_count[rows] = torch.minimum(usable, (slots.limit[rows] - slots.length[rows]).clamp(min=0))

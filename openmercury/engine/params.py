@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from openmercury.config import Frozen
 
-Mode = Literal["diffusion", "verified", "ar"]
+DecodeMode = Literal["diffusion", "verified", "ar"]
+Mode = DecodeMode
 
 
 class SamplingParams(Frozen):
@@ -30,6 +31,7 @@ class SamplingParams(Frozen):
     block_size: Annotated[int, Field(ge=1, le=64)] | None = None
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     ignore_eos: bool = False
+    deadline: Annotated[float, Field(gt=0.0)] | None = None  # seconds from submission
 
     @model_validator(mode="after")
     def _one_policy(self) -> SamplingParams:

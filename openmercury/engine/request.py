@@ -1,12 +1,7 @@
-"""One request and what it asks of the next forward.
+"""One request as the host sees it: what was asked, what is committed, where it lives.
 
-A request has no phases. `tokens` is the committed text, `written` how much of it the KV cache holds. Each forward takes
-a `Span`: the committed tokens not yet written, in `verified` the drafts under verification behind them, and noisy
-groups. Prefill is a long span, a commit is the first tokens of the next one.
-
-    verified, b = len(tokens), two drafts            diffusion, K = 4
-    clean   t(b−1)  d(b)  d(b+1)                     clean   t(b−1)
-    group 0 at b ‥  group 1 at b+1 ‥  group 2 …      group 0 at b ‥ b+3: settled tokens and masks
+A request has no phases. `tokens` is the committed text, `written` how much of it the KV cache holds; prefill brings
+`written` to one less than the text, and the rest happens in `state.Slots` on the device.
 """
 
 from __future__ import annotations
@@ -14,53 +9,32 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from openmercury.engine.params import SamplingParams
+from torch import Tensor
 
-FinishReason = Literal["stop", "length"]
+from openmercury.diffusion.sample import Sampling
+from openmercury.engine.params import DecodeMode, SamplingParams
 
-
-@dataclass
-class Span:
-    """Positions of one request in one forward. `want` lists the rows whose predictions are read, in order."""
-
-    ids: list[int] = field(default_factory=list)
-    position: list[int] = field(default_factory=list)
-    end: list[int] = field(default_factory=list)
-    group: list[int] = field(default_factory=list)
-    want: list[int] = field(default_factory=list)
-
-    def add_clean(self, ids: list[int], start: int) -> None:
-        """Append causal tokens at positions start, start + 1, …."""
-        self.ids += ids
-        self.position += range(start, start + len(ids))
-        self.end += range(start + 1, start + len(ids) + 1)
-        self.group += [-1] * len(ids)
-
-    def add_group(self, ids: list[int], start: int, group: int) -> None:
-        """Append a noisy group that sees the clean text before `start`."""
-        self.ids += ids
-        self.position += range(start, start + len(ids))
-        self.end += [start] * len(ids)
-        self.group += [group] * len(ids)
-
-    def __len__(self) -> int:
-        return len(self.ids)
+FinishReason = Literal["stop", "length", "deadline"]
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
-    """State of one request; only the engine's `apply` writes it."""
+    """State of one request; only the engine writes it. A caller may end it by setting `finish_reason`."""
 
     prompt: list[int]
     params: SamplingParams
     eos: frozenset[int]
     width: int
     tokens: list[int] = field(init=False)
-    written: int = 0
-    block: list[int] = field(default_factory=list)
-    drafts: list[int] = field(default_factory=list)
     forwards: int = 0
     finish_reason: FinishReason | None = None
+    expires: float | None = None  # time.monotonic() at which it ends
+
+    slot: int | None = None
+    pages: list[int] = field(default_factory=list)
+    written: int = 0
+    prefill_end: int = 0  # where prefill stops: one less than the text at admission
+    ahead: Tensor | None = None  # the active block of a preempted request
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
@@ -71,16 +45,23 @@ class Request:
         return self.tokens[len(self.prompt) :]
 
     @property
-    def remaining(self) -> int:
-        """Tokens that may still be committed."""
-        return len(self.prompt) + self.params.max_tokens - len(self.tokens)
+    def limit(self) -> int:
+        """The length at which the text ends."""
+        return len(self.prompt) + self.params.max_tokens
 
-    def commit(self, new: list[int]) -> None:
-        """Append tokens that can no longer change, up to the end of text or the limit."""
-        for token in new[: self.remaining]:
-            self.tokens.append(token)
-            if token in self.eos:
-                self.finish_reason = "stop"
-                return
-        if self.remaining == 0:
-            self.finish_reason = "length"
+    @property
+    def mode(self) -> DecodeMode:
+        """How it is decoded."""
+        return self.params.mode
+
+    @property
+    def sampling(self) -> Sampling:
+        """What choosing its tokens needs."""
+        if self.params.temperature == 0:
+            return "greedy"
+        return "truncated" if self.params.top_k or self.params.top_p < 1 else "sampled"
+
+    @property
+    def unwritten(self) -> int:
+        """Tokens that prefill has still to write; later ones ride in decoding forwards."""
+        return max(0, self.prefill_end - self.written)

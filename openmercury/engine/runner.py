@@ -1,152 +1,232 @@
-"""Spans to tensors, one forward, choices back: the only part of the engine that touches the network.
+"""Owns the network, the cache and the slots: the only part of the engine that touches the device.
 
-Rows are padded to the longest span. Logits are computed for wanted rows only, a slice at a time, so that a wide batch
-never holds its whole [rows × vocabulary] matrix.
+A decoding step is plan → forward → choose → apply, all on the device. On CUDA it is captured once for each shape and
+number of rows, and replayed as one graph; results are read when the host asks for them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from openmercury.diffusion.sample import Choice, RowParams, choose
-from openmercury.diffusion.unmask import Policy, accept
+from openmercury.diffusion.sample import Choice, RowParams, Sampling, choose
+from openmercury.engine import modes
+from openmercury.engine.cache import GatherAttend, PagedCache
 from openmercury.engine.config import DEFAULT_THRESHOLD, EngineConfig
+from openmercury.engine.modes import ForwardBatch, Shape
 from openmercury.engine.params import SamplingParams
-from openmercury.engine.request import Request, Span
-from openmercury.model.attention import CachedAttend, KVCache
-from openmercury.model.transformer import Transformer
+from openmercury.engine.request import Request
+from openmercury.engine.scheduler import PrefillSpan
+from openmercury.engine.state import LENGTH, MAX_STOP_IDS, NO_TOKEN, Slots
+from openmercury.model.masks import CLEAN
+from openmercury.model.transformer import Attend, Transformer
+
+ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+CPU_CONTEXTS = 4  # full contexts the cache of a CPU has room for
 
 
-class ForwardBatch(NamedTuple):
-    """One forward: [R, N] tensors, and the flat indices of wanted rows [M] with the request each belongs to."""
+class Progress(NamedTuple):
+    """What happened to one row since the host looked last."""
 
-    ids_RN: Tensor
-    position_RN: Tensor
-    end_RN: Tensor
-    group_RN: Tensor
-    padding_RN: Tensor
-    want_M: Tensor
-    owner_M: Tensor
-    used: int
+    tokens: list[int]
+    written: int
+    forwards: int
+    done: int
 
 
-def build_batch(spans: list[Span], device: torch.device) -> ForwardBatch:
-    """Pad spans to one length. Filler sits at position 0 as clean text, sees slot 0 and is written to the last slot."""
-    n = max(len(span) for span in spans)
-
-    def stack(name: str, filler: int) -> Tensor:
-        rows = [getattr(span, name) + [filler] * (n - len(span)) for span in spans]
-        return torch.tensor(rows, device=device)
-
-    used = 1 + max(p for span in spans for p, g in zip(span.position, span.group, strict=True) if g < 0)
-    want = [row * n + index for row, span in enumerate(spans) for index in span.want]
-    owner = [row for row, span in enumerate(spans) for _ in span.want]
-    length = torch.tensor([len(span) for span in spans], device=device)
-    return ForwardBatch(
-        stack("ids", 0),
-        stack("position", 0),
-        stack("end", 1),
-        stack("group", -1),
-        torch.arange(n, device=device)[None] >= length[:, None],
-        torch.tensor(want, dtype=torch.long, device=device),
-        torch.tensor(owner, dtype=torch.long, device=device),
-        used,
-    )
-
-
-def policy_of(params: list[SamplingParams], widths: list[int], device: torch.device) -> Policy:
-    """Unmask policies of the requests as tensors."""
-    threshold, quota, bound = [], [], []
-    for one, width in zip(params, widths, strict=True):
-        default = DEFAULT_THRESHOLD if one.steps is None and one.entropy_bound is None else 2.0
-        threshold.append(default if one.threshold is None else one.threshold)
-        quota.append(0 if one.steps is None else -(-width // one.steps))
-        bound.append(-1.0 if one.entropy_bound is None else one.entropy_bound)
-    return Policy(
-        torch.tensor(threshold, device=device),
-        torch.tensor(quota, device=device),
-        torch.tensor(bound, device=device),
-    )
+def policy_fields(params: SamplingParams, width: int) -> tuple[float, int, float]:
+    """Threshold, quota and entropy bound of a request; a policy that is off has the value that accepts nothing."""
+    default = DEFAULT_THRESHOLD if params.steps is None and params.entropy_bound is None else 2.0
+    threshold = default if params.threshold is None else params.threshold
+    quota = 0 if params.steps is None else -(-width // params.steps)
+    return threshold, quota, -1.0 if params.entropy_bound is None else params.entropy_bound
 
 
 class Runner:
-    """Owns the network, the cache and the per-request parameter tensors of the running batch."""
+    """Runs forwards over slots. Rows are slot numbers; slot 0 pads."""
 
-    def __init__(self, model: Transformer, config: EngineConfig) -> None:
-        self.model = model
-        self.config = config
-        self.device = model.embedding.weight.device
-        self.dtype = model.embedding.weight.dtype
+    def __init__(self, model: Transformer, config: EngineConfig, widest: int) -> None:
+        self.model, self.config = model, config
+        self.device, self.dtype = model.embedding.weight.device, model.embedding.weight.dtype
+        self.fused = self.device.type == "cuda"
         facts = model.config.diffusion
-        self.mask_id = -1 if facts is None else facts.mask_id
+        self.mask_id = NO_TOKEN if facts is None else facts.mask_id
+        longest = model.config.max_context
+        pages = -(-longest // config.page_size)
+        self.slots = Slots.empty(config.max_requests + 1, longest, widest, pages, self.device)
+        tokens = config.cache_tokens or self._affordable_tokens(longest)
+        self.pages = 1 + -(-tokens // config.page_size)
+        self.cache = PagedCache(model.config, self.pages, config.page_size, dtype=self.dtype, device=self.device)
+        self.graphs: dict[tuple[Shape, Sampling, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
-    def start(self, requests: list[Request]) -> None:
-        """Set up cache and parameters for a batch of requests."""
-        longest = max(len(request.tokens) for request in requests)
-        self.cache = KVCache(self.model.config, len(requests), longest + 128, dtype=self.dtype, device=self.device)
-        params = [request.params for request in requests]
-        self.diffusing = any(one.mode == "diffusion" for one in params)
-        self.policy = policy_of(params, [request.width for request in requests], self.device)
-        self.sampling = RowParams(
-            torch.tensor([one.temperature for one in params], device=self.device),
-            torch.tensor([one.top_k for one in params], device=self.device),
-            torch.tensor([one.top_p for one in params], device=self.device),
-            torch.tensor([one.seed for one in params], device=self.device),
-            torch.zeros(len(params), dtype=torch.long, device=self.device),
-        )
+    def _affordable_tokens(self, longest: int) -> int:
+        if self.device.type != "cuda":
+            return CPU_CONTEXTS * longest
+        free, _ = torch.cuda.mem_get_info(self.device)
+        each = PagedCache.bytes_per_token(self.model.config, self.dtype)
+        return min(int(free * self.config.cache_share / each), self.config.max_requests * longest)
 
-    def keep(self, rows: list[int]) -> None:
-        """Drop finished requests."""
-        index = torch.tensor(rows, device=self.device)
-        self.cache.keep(index)
-        self.policy = Policy(*(field[index] for field in self.policy))
-        self.sampling = self.sampling.rows(index)
+    # --- rows in and out ---------------------------------------------------------------------------------------------
+
+    def admit(self, requests: Sequence[Request]) -> None:
+        """Write new rows: text, limits, parameters."""
+        rows = self._tensor([request.slot for request in requests])
+        slots, texts = self.slots, [request.tokens for request in requests]
+        lengths = [len(text) for text in texts]
+        longest = max(lengths)
+        slots.text[rows, :longest] = self._tensor([text + [0] * (longest - len(text)) for text in texts]).int()
+        policies = [policy_fields(request.params, request.width) for request in requests]
+        given = {
+            "length": lengths,
+            "seen": lengths,
+            "written": [request.written for request in requests],
+            "limit": [request.limit for request in requests],
+            "done": [0] * len(requests),
+            "forwards": [request.forwards for request in requests],
+            "width": [request.width for request in requests],
+            "ahead_count": [0] * len(requests),
+            "stop": [_stop_row(request) for request in requests],
+            "temperature": [request.params.temperature for request in requests],
+            "top_k": [request.params.top_k for request in requests],
+            "top_p": [request.params.top_p for request in requests],
+            "seed": [request.params.seed for request in requests],
+            "threshold": [policy[0] for policy in policies],
+            "quota": [policy[1] for policy in policies],
+            "entropy_bound": [policy[2] for policy in policies],
+        }
+        for name, values in given.items():
+            field: Tensor = getattr(slots, name)
+            field[rows] = self._tensor(values).to(field.dtype)
+        slots.ahead[rows] = self.mask_id
+        for request in requests:
+            if request.ahead is not None:
+                slots.ahead[request.slot] = request.ahead
+                request.ahead = None
+        self.set_pages(requests)
+
+    def set_pages(self, requests: Sequence[Request]) -> None:
+        """Write the page tables of some rows."""
+        longest = max(len(request.pages) for request in requests)
+        table = [request.pages + [0] * (longest - len(request.pages)) for request in requests]
+        rows = self._tensor([request.slot for request in requests])
+        self.slots.pages[rows, :longest] = self._tensor(table).int()
+
+    def leave(self, slots: Sequence[int]) -> None:
+        """Freeze rows whose request ended on the host's side."""
+        self.slots.done[self._tensor(list(slots))] = LENGTH
+
+    def block(self, slot: int) -> Tensor:
+        """A copy of the active block or drafts of one row."""
+        return self.slots.ahead[slot].clone()
+
+    def drafts(self, request: Request) -> list[int]:
+        """The drafted tokens or the active block of a running request, for display."""
+        if request.slot is None:
+            return []
+        room = max(0, request.limit - len(request.tokens))
+        count = int(self.slots.ahead_count[request.slot]) if request.mode == "verified" else min(request.width, room)
+        ids: list[int] = self.slots.ahead[request.slot, :count].tolist()
+        return ids
+
+    # --- forwards ----------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def forward(self, spans: list[Span]) -> tuple[list[list[int]], list[list[bool]]]:
-        """Run one forward; returns the chosen tokens and policy verdicts of the wanted rows, per span."""
-        batch = build_batch(spans, self.device)
-        self._reserve(batch)
-        attend = CachedAttend(self.cache, batch.position_RN, batch.end_RN, batch.group_RN, batch.padding_RN, batch.used)
-        noisy_RN = batch.group_RN >= 0
-        noisy = noisy_RN if bool(noisy_RN.any()) else None
-        hidden = self.model(batch.ids_RN, batch.position_RN, attend, noisy)
-        if not len(batch.want_M):
-            return [[] for _ in spans], [[] for _ in spans]
-        choice = self._choose(hidden.flatten(0, 1)[batch.want_M], batch)
-        taken_M = self._accept(choice, spans, batch) if self.diffusing else torch.ones_like(choice.token_M) > 0
-        counts = [len(span.want) for span in spans]
-        tokens = [part.tolist() for part in choice.token_M.cpu().split(counts)]
-        return tokens, [part.tolist() for part in taken_M.cpu().split(counts)]
+    def prefill(self, spans: Sequence[PrefillSpan]) -> None:
+        """Write committed tokens to the cache, many rows at once; nothing is predicted."""
+        rows = self._tensor([span.request.slot for span in spans])
+        start, count = self._tensor([span.start for span in spans]), self._tensor([span.count for span in spans])
+        batch = modes.plan_prefill(self.slots, rows, start, count, max(span.count for span in spans))
+        self.model(batch.ids_RQ, batch.position_RQ, self._attend(batch, rows, noisy=False))
+        self.slots.written[rows] = start + count
 
-    def _reserve(self, batch: ForwardBatch) -> None:
-        needed = batch.used + batch.ids_RN.shape[1]
-        if needed > self.cache.capacity:
-            self.cache.grow(needed + 128)
+    @torch.inference_mode()
+    def decode(self, shape: Shape, slots: Sequence[int], sampling: Sampling) -> None:
+        """One decoding forward of some slots; results stay on the device."""
+        if self.fused and self.config.graphs:
+            self._replay(shape, slots, sampling)
+            return
+        rows = self._tensor(list(slots))
+        columns = shape.most_columns if self.fused else modes.needed_columns(self.slots, rows, shape)
+        self._step(shape, rows, columns, sampling)
 
-    def _choose(self, hidden_MD: Tensor, batch: ForwardBatch) -> Choice:
-        position_M = batch.position_RN.flatten()[batch.want_M] + 1
-        params = self.sampling.rows(batch.owner_M)._replace(position_M=position_M)
+    def _step(self, shape: Shape, rows: Tensor, columns: int, sampling: Sampling) -> None:
+        batch = modes.plan(self.slots, rows, shape, columns, self.mask_id)
+        noisy = shape.mode != "ar"
+        gate = batch.group_RQ >= 0 if noisy else None
+        hidden_RQD = self.model(batch.ids_RQ, batch.position_RQ, self._attend(batch, rows, noisy=noisy), gate)
+        want_RM1 = batch.want_RM[..., None]
+        hidden_RMD = hidden_RQD.gather(1, want_RM1.expand(-1, -1, hidden_RQD.shape[-1]))
+        position_RM = batch.position_RQ.gather(1, batch.want_RM) + 1
+        params = self.slots.sampling(rows, position_RM)
+        choice = self._choose(hidden_RMD.flatten(0, 1), params, sampling, statistics=shape.mode == "diffusion")
+        modes.apply(self.slots, rows, shape, batch, choice, self.mask_id)
+
+    def _choose(self, hidden_MD: Tensor, params: RowParams, sampling: Sampling, *, statistics: bool) -> Choice:
         parts = []
         for begin in range(0, len(hidden_MD), self.config.head_rows):
             rows = slice(begin, begin + self.config.head_rows)
-            parts.append(choose(self.model.logits(hidden_MD[rows]), params.rows(rows), statistics=self.diffusing))
+            logits_MV = self.model.logits(hidden_MD[rows])
+            if self.fused and sampling != "truncated":
+                from openmercury.engine.kernels import choose_fused
+
+                parts.append(choose_fused(logits_MV, params.rows(rows), self.mask_id, sample=sampling == "sampled"))
+            else:
+                parts.append(choose(logits_MV, params.rows(rows), sampling, statistics=statistics))
         return Choice(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
-    def _accept(self, choice: Choice, spans: list[Span], batch: ForwardBatch) -> Tensor:
-        """Scatter the wanted rows into [R, K], ask the policy, gather back."""
-        counts = torch.tensor([len(span.want) for span in spans], device=self.device)
-        column_M = torch.arange(len(batch.want_M), device=self.device) - (counts.cumsum(0) - counts)[batch.owner_M]
-        shape = (len(spans), int(counts.max()))
-        confidence = choice.confidence_M.new_zeros(shape)
-        entropy = choice.entropy_M.new_full(shape, torch.inf)
-        masked = torch.zeros(shape, dtype=torch.bool, device=self.device)
-        at = (batch.owner_M, column_M)
-        confidence[at], entropy[at] = choice.confidence_M, choice.entropy_M
-        # Wanted row c chooses block position c, which noisy row c + 1 of the group holds; column 0 is always open.
-        held = batch.ids_RN.flatten()[(batch.want_M + 1).clamp(max=batch.ids_RN.numel() - 1)]
-        masked[at] = (held == self.mask_id) | (column_M == 0)
-        return accept(confidence, entropy, masked, self.policy)[at]
+    def _attend(self, batch: ForwardBatch, rows: Tensor, *, noisy: bool) -> Attend:
+        pages_RP = self.slots.pages[rows]
+        if self.fused:
+            from openmercury.engine.kernels import PagedAttend
+
+            return PagedAttend(self.cache, batch, pages_RP, noisy=noisy)
+        used = 1 + int(torch.where(batch.group_RQ == CLEAN, batch.position_RQ, 0).max())
+        return GatherAttend(self.cache, batch, pages_RP, used, noisy=noisy)
+
+    def _replay(self, shape: Shape, slots: Sequence[int], sampling: Sampling) -> None:
+        bucket = next((size for size in ROW_BUCKETS if size >= len(slots)), len(slots))
+        padded = [*slots, *[0] * (bucket - len(slots))]
+        key = (shape, sampling, bucket)
+        if key not in self.graphs:
+            self.graphs[key] = self._capture(shape, bucket, sampling)
+        graph, rows = self.graphs[key]
+        rows.copy_(torch.tensor(padded), non_blocking=True)
+        graph.replay()
+
+    def _capture(self, shape: Shape, bucket: int, sampling: Sampling) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """Capture one step over `bucket` rows of slot 0, which is always finished: nothing changes but scratch."""
+        rows = torch.zeros(bucket, dtype=torch.long, device=self.device)
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._step(shape, rows, shape.most_columns, sampling)
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        pool = next((graph_.pool() for graph_, _ in self.graphs.values()), None)
+        with torch.cuda.graph(graph, pool=pool):
+            self._step(shape, rows, shape.most_columns, sampling)
+        return graph, rows
+
+    # --- results -----------------------------------------------------------------------------------------------------
+
+    def progress(self, slots: Sequence[int], most: int) -> list[Progress]:
+        """What rows gained since the last call, at most `most` tokens each: one copy from the device."""
+        rows = self._tensor(list(slots))
+        state, seen = self.slots, self.slots.seen[rows]
+        window = (seen[:, None] + torch.arange(most, device=self.device)).clamp(max=state.text.shape[1] - 1)
+        facts = (state.length[rows] - seen, state.written[rows], state.forwards[rows], state.done[rows])
+        packed = torch.cat((torch.stack(facts, dim=1), state.text[rows[:, None], window].long()), dim=1)
+        state.seen[rows] = state.length[rows]
+        return [Progress(row[4 : 4 + row[0]], row[1], row[2], row[3]) for row in packed.tolist()]
+
+    def _tensor(self, values: Sequence[object]) -> Tensor:
+        return torch.tensor(values, device=self.device)
+
+
+def _stop_row(request: Request) -> list[int]:
+    ids = sorted(request.eos)
+    return ids + [NO_TOKEN] * (MAX_STOP_IDS - len(ids))

@@ -13,7 +13,8 @@ from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
-from openmercury.engine.runner import policy_of
+from openmercury.diffusion.unmask import Policy
+from openmercury.engine.runner import policy_fields
 from openmercury.errors import ContextOverflowError, EmptyPromptError, UnsupportedError
 from tests import tiny
 
@@ -43,7 +44,7 @@ def expected(request: Request) -> list[int]:
     sampling = reference.Sampling(p.temperature, p.top_k, p.top_p, p.seed)
     with torch.inference_mode():
         if p.mode == "diffusion":
-            policy = policy_of([p], [request.width], torch.device("cpu"))
+            policy = Policy(*(torch.tensor([value]) for value in policy_fields(p, request.width)))
             return reference.generate_diffusion(
                 MODEL, request.prompt, p.max_tokens, eos, sampling, request.width, policy
             )
@@ -59,7 +60,11 @@ def test_equals_reference(seed: int) -> None:
     config = EngineConfig(
         draft_width=rng.randint(1, 6),
         draft_groups=rng.choice(["all", "last"]),
-        prefill_chunk=rng.choice([3, 512]),
+        prefill_tokens=rng.choice([3, 512]),
+        page_size=rng.choice([1, 3, 16]),
+        max_requests=rng.choice([2, 8]),
+        steps_per_sync=rng.choice([1, 3]),
+        cache_tokens=rng.choice([50, 1000]),
         head_rows=rng.choice([5, 2048]),
     )
     engine = Engine(MODEL, config)
@@ -87,7 +92,7 @@ def test_verified_samples_the_text_of_ar() -> None:
 
 
 def test_forwards_are_counted() -> None:
-    engine = Engine(MODEL, EngineConfig(prefill_chunk=4))
+    engine = Engine(MODEL, EngineConfig(prefill_tokens=4))
     request = engine.request(list(range(4, 14)), SamplingParams(mode="ar", max_tokens=7, ignore_eos=True))
     list(engine.generate([request]))
     assert request.forwards == 7

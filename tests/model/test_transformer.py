@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from openmercury.model.attention import CachedAttend, DenseAttend, KVCache
+from openmercury.model.attention import DenseAttend
 from openmercury.model.config import ModelConfig, RopeScaling, from_hf, to_hf
 from openmercury.model.convert import save_hf
 from openmercury.model.transformer import Transformer
@@ -87,31 +87,3 @@ def test_adapter_is_silent_on_clean_positions() -> None:
 def test_mask_token_is_never_predicted() -> None:
     model = tiny.network()
     assert torch.isneginf(model.logits(torch.randn(3, 32, dtype=torch.float64))[:, tiny.MASK]).all()
-
-
-def test_cached_equals_uncached() -> None:
-    """Chunks of any size over the cache, with padding and a noisy group at the end, equal one dense forward."""
-    model = tiny.network()
-    n, split, k = 11, 4, 3
-    ids = torch.randint(0, 60, (1, n + k))
-    position = torch.arange(n + k)[None]
-    group = torch.where(position < n, -1, 0)
-    end = torch.where(position < n, position + 1, n)
-    from openmercury.model.masks import visible
-
-    dense = model(ids, position, DenseAttend(visible(end, group, position, group)), group >= 0)
-    cache = KVCache(model.config, 1, 40, dtype=torch.float64, device=torch.device("cpu"))
-    none = torch.zeros(1, split, dtype=torch.bool)
-    first = CachedAttend(cache, position[:, :split], end[:, :split], group[:, :split], none, split)
-    out = [model(ids[:, :split], position[:, :split], first)]
-    filler = torch.tensor([[0, 0]])
-    rest = slice(split, None)
-
-    def pad(x: torch.Tensor, value: int) -> torch.Tensor:
-        return torch.cat((x[:, rest], filler + value), dim=1)
-
-    padding = torch.zeros(1, n + k - split + 2, dtype=torch.bool)
-    padding[:, -2:] = True
-    second = CachedAttend(cache, pad(position, 0), pad(end, 1), pad(group, -1), padding, n)
-    out.append(model(pad(ids, 0), pad(position, 0), second, pad(group, -1) >= 0)[:, :-2])
-    torch.testing.assert_close(torch.cat(out, dim=1), dense)

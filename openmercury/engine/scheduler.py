@@ -1,0 +1,137 @@
+"""Who runs next: admission, prefill under a token budget, pages, preemption. Host only; decided here, nowhere else."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from openmercury.engine.config import EngineConfig
+from openmercury.engine.modes import Shape
+from openmercury.engine.pages import PagePool
+from openmercury.engine.request import Request
+from openmercury.errors import ContextOverflowError
+
+
+class PrefillSpan(NamedTuple):
+    """Committed tokens of one request to write: `count` from position `start` on."""
+
+    request: Request
+    start: int
+    count: int
+
+
+@dataclass
+class Plan:
+    """One step: what to prefill, then who decodes, and how the device's rows change before."""
+
+    prefill: list[PrefillSpan] = field(default_factory=list)
+    decode: list[tuple[Shape, list[Request]]] = field(default_factory=list)
+    admitted: list[Request] = field(default_factory=list)
+    preempted: list[tuple[Request, int]] = field(default_factory=list)  # with the slot each had
+    paged: list[Request] = field(default_factory=list)  # their page tables grew
+
+
+class Scheduler:
+    """Waiting and running requests, slots and pages."""
+
+    def __init__(self, config: EngineConfig, pool: PagePool) -> None:
+        self.config, self.pool = config, pool
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []  # in order of admission
+        self.free_slots = list(range(config.max_requests, 0, -1))
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; raises ContextOverflowError when it could not fit even alone."""
+        needed = self._pages_for(request.limit)
+        if needed > self.pool.capacity:
+            raise ContextOverflowError(
+                f"the request needs {needed * self.pool.size} tokens of KV cache and there are "
+                f"{self.pool.capacity * self.pool.size}: lower max_tokens or raise cache_tokens"
+            )
+        if request.params.deadline is not None:
+            request.expires = time.monotonic() + request.params.deadline
+        self.waiting.append(request)
+
+    def schedule(self) -> Plan:
+        """The next step. Finished requests must have been released before."""
+        plan = Plan()
+        self._admit(plan)
+        self._plan_prefill(plan)
+        ready = [request for request in self.running if not request.unwritten]
+        for request in ready:
+            self._grow(request, plan)
+        ready = [request for request in ready if request.slot is not None]
+        for mode in ("ar", "verified", "diffusion"):
+            group = [request for request in ready if request.mode == mode]
+            if group:
+                width = 1 if mode == "ar" else max(request.width for request in group)
+                plan.decode.append((Shape(mode, width, self.config.draft_groups), group))
+        return plan
+
+    def release(self, request: Request) -> None:
+        """Take a finished or preempted request out; what it wrote stays known to the prefix cache."""
+        if request.slot is None:
+            if request in self.waiting:
+                self.waiting.remove(request)
+            return
+        self.pool.record(request.tokens[: request.written], request.pages)
+        self.pool.release(request.pages)
+        self.free_slots.append(request.slot)
+        self.running.remove(request)
+        request.pages, request.slot, request.written = [], None, 0
+
+    def _pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.pool.size)
+
+    def _admit(self, plan: Plan) -> None:
+        while self.waiting and self.free_slots:
+            request = self.waiting[0]
+            # The last token is always computed anew: its prediction is wanted.
+            shared = self.pool.share(request.tokens[: len(request.tokens) - 1])
+            taken = self.pool.take(self._pages_for(len(request.tokens)) - len(shared))
+            if taken is None:
+                self.pool.release(shared)
+                return
+            self.waiting.popleft()
+            request.pages, request.written = [*shared, *taken], len(shared) * self.pool.size
+            request.prefill_end = len(request.tokens) - 1
+            request.slot = self.free_slots.pop()
+            self.running.append(request)
+            plan.admitted.append(request)
+
+    def _plan_prefill(self, plan: Plan) -> None:
+        """Chunks in order of admission while the rectangle that holds them stays within the budget."""
+        longest = 0
+        for request in self.running:
+            count = min(request.unwritten, self.config.prefill_chunk, self.config.prefill_tokens)
+            if not count:
+                continue
+            if max(longest, count) * (len(plan.prefill) + 1) > self.config.prefill_tokens:
+                return
+            longest = max(longest, count)
+            plan.prefill.append(PrefillSpan(request, request.written, count))
+
+    def _grow(self, request: Request, plan: Plan) -> None:
+        """Pages for all that the coming forwards may write; the youngest requests give way."""
+        if request.slot is None:
+            return
+        gain = {"ar": 1, "verified": request.width + 1, "diffusion": request.width}[request.mode]
+        ahead = request.width if request.mode == "verified" else 0
+        reach = min(request.limit, len(request.tokens) + gain * self.config.steps_per_sync + ahead)
+        missing = self._pages_for(reach) - len(request.pages)
+        if missing <= 0:
+            return
+        while (taken := self.pool.take(missing)) is None:
+            victim = self.running[-1]
+            assert victim.slot is not None
+            plan.preempted.append((victim, victim.slot))
+            plan.prefill = [span for span in plan.prefill if span.request is not victim]
+            plan.admitted = [other for other in plan.admitted if other is not victim]
+            self.release(victim)
+            self.waiting.appendleft(victim)
+            if victim is request:
+                return
+        request.pages += taken
+        plan.paged.append(request)

@@ -1,0 +1,109 @@
+"""Decoding state of all running requests as tensors, one row a slot; it never leaves the device while they run.
+
+`text` holds the committed tokens, `ahead` what stands behind them: in `diffusion` the active block (settled tokens and
+masks), in `verified` the drafts under verification. Slot 0 belongs to nobody; padding rows of a forward point to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from openmercury.diffusion.sample import RowParams
+from openmercury.diffusion.unmask import Policy
+
+RUNNING, STOP, LENGTH = 0, 1, 2  # values of `done`
+MAX_STOP_IDS = 16
+NO_TOKEN = -1
+
+
+class Committed(NamedTuple):
+    """Tokens to append to each of R rows: the first `count_R` of `tokens_RC`."""
+
+    tokens_RC: Tensor
+    count_R: Tensor
+
+
+@dataclass
+class Slots:
+    """Row tensors of S slots. Integers are int64, `text` int32; `written` counts tokens whose KV is in the cache."""
+
+    text: Tensor  # [S, longest text + 1]; the last column takes writes that mean nothing
+    length: Tensor
+    written: Tensor
+    limit: Tensor  # the length at which the request ends
+    seen: Tensor  # the length the host knows
+    done: Tensor
+    forwards: Tensor
+    width: Tensor  # positions of a block or draft
+    ahead: Tensor  # [S, widest]
+    ahead_count: Tensor
+    stop: Tensor  # [S, MAX_STOP_IDS]
+    pages: Tensor  # [S, pages of the longest text]
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    seed: Tensor
+    threshold: Tensor
+    quota: Tensor
+    entropy_bound: Tensor
+
+    @classmethod
+    def empty(cls, slots: int, longest: int, widest: int, pages: int, device: torch.device) -> Slots:
+        """All slots finished and empty."""
+
+        def row(value: float = 0, dtype: torch.dtype = torch.long) -> Tensor:
+            return torch.full((slots,), value, dtype=dtype, device=device)
+
+        real = torch.float32
+        return cls(
+            text=torch.zeros(slots, longest + 1, dtype=torch.int32, device=device),
+            length=row(1),
+            written=row(),
+            limit=row(1),
+            seen=row(1),
+            done=row(LENGTH),
+            forwards=row(),
+            width=row(1),
+            ahead=torch.zeros(slots, widest, dtype=torch.long, device=device),
+            ahead_count=row(),
+            stop=torch.full((slots, MAX_STOP_IDS), NO_TOKEN, device=device),
+            pages=torch.zeros(slots, pages, dtype=torch.int32, device=device),
+            temperature=row(dtype=real),
+            top_k=row(),
+            top_p=row(1.0, real),
+            seed=row(),
+            threshold=row(2.0, real),
+            quota=row(),
+            entropy_bound=row(-1.0, real),
+        )
+
+    def policy(self, rows: Tensor) -> Policy:
+        """Unmask policies of some rows."""
+        return Policy(self.threshold[rows], self.quota[rows], self.entropy_bound[rows])
+
+    def sampling(self, rows: Tensor, position_RM: Tensor) -> RowParams:
+        """Sampling parameters for M positions of each of some rows, flattened."""
+        spread = rows[:, None].expand_as(position_RM).flatten()
+        fields = (self.temperature, self.top_k, self.top_p, self.seed)
+        return RowParams(*(field[spread] for field in fields), position_RM.flatten())
+
+    def commit(self, rows: Tensor, new: Committed) -> Tensor:
+        """Append tokens that can no longer change, up to the first stop id or the limit; returns how many, [R]."""
+        length_R, done_R = self.length[rows], self.done[rows]
+        column_C = torch.arange(new.tokens_RC.shape[1], device=rows.device)
+        offered = (column_C < new.count_R[:, None]) & (done_R == RUNNING)[:, None]
+        offered &= length_R[:, None] + column_C < self.limit[rows][:, None]
+        ends = (new.tokens_RC[..., None] == self.stop[rows][:, None]).any(-1) & offered
+        keep = offered & (ends.cumsum(-1) - ends.long() == 0)
+        target = torch.where(keep, length_R[:, None] + column_C, self.text.shape[1] - 1)
+        self.text[rows[:, None], target] = new.tokens_RC.to(self.text.dtype)
+        count_R = keep.sum(-1)
+        length_R = length_R + count_R
+        at_limit = torch.where((length_R >= self.limit[rows]) & (done_R == RUNNING), LENGTH, done_R)
+        self.length[rows] = length_R
+        self.done[rows] = torch.where((ends & keep).any(-1), STOP, at_limit)
+        return count_R
