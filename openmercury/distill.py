@@ -19,6 +19,7 @@ from rich.console import Console
 
 from openmercury.config import Frozen, load_config
 from openmercury.data.shards import Example, write_shard
+from openmercury.engine.config import EngineConfig
 from openmercury.engine.params import SamplingParams
 from openmercury.errors import DataError
 from openmercury.llm import LLM
@@ -26,14 +27,18 @@ from openmercury.text import chat, fim
 
 
 class DistillRecipe(Frozen):
-    """`warm_share` of the prompts are answered at `temperature`, the others greedily; `skip` holds out the head."""
+    """`warm_share` of the prompts are answered at `temperature`, the others greedily; `skip` holds out the head.
+
+    Two processes may share `out` when their ranges of prompts (`skip`, `count`) do not overlap.
+    """
 
     model: Path
     prompts: Path
     out: Path
     skip: Annotated[int, Field(ge=0)] = 0
     count: Annotated[int, Field(ge=1)] | None = None
-    wave: Annotated[int, Field(ge=1)] = 1024
+    wave: Annotated[int, Field(ge=1)] = 8192
+    batch: Annotated[int, Field(ge=1)] = 1024  # requests that run at once
     max_tokens: Annotated[int, Field(ge=1)] = 448
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.8
     warm_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
@@ -72,16 +77,17 @@ def _params(recipe: DistillRecipe, number: int) -> SamplingParams:
 
 def distill(recipe: DistillRecipe, console: Console) -> None:
     """Answer all prompts; truncated answers are dropped and counted."""
-    llm = LLM(recipe.model, device=recipe.device, dtype=recipe.dtype)
+    bulk = EngineConfig(max_requests=recipe.batch, steps_per_sync=8, prefix_cache=False)
+    llm = LLM(recipe.model, device=recipe.device, dtype=recipe.dtype, engine=bulk)
     rows = list(read_prompts(recipe.prompts))[recipe.skip :][: recipe.count]
     begin, kept, dropped, tokens = time.monotonic(), 0, 0, 0
     for wave, first in enumerate(range(0, len(rows), recipe.wave)):
         numbers = range(first, min(first + recipe.wave, len(rows)))
-        path = recipe.out / f"answers-{wave:05d}.safetensors"
+        path = recipe.out / f"answers-{recipe.skip + first:07d}.safetensors"
         if path.exists():
             continue
         prompts = [prompt_ids(llm, rows[number]) for number in numbers]
-        outputs = llm.generate_batch(prompts, [_params(recipe, number) for number in numbers])
+        outputs = llm.generate_batch(prompts, [_params(recipe, recipe.skip + number) for number in numbers])
         pairs = zip(prompts, outputs, strict=True)
         examples = [Example([*ids, *out.token_ids], len(ids)) for ids, out in pairs if out.finish_reason == "stop"]
         if examples:

@@ -5,6 +5,8 @@ The work is done by `train`, `data` and `distill`; an interrupted run goes on wh
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,11 +38,14 @@ def register(app: typer.Typer) -> None:
 
 
 def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Train an adapter; goes on by itself where an interrupted run stopped."""
+    """Train an adapter; goes on by itself where an interrupted run stopped.
+
+    On several GPUs: torchrun --nproc-per-node N -m openmercury train RECIPE
+    """
     from openmercury.cli.show import waiting
 
     _read(recipe)
-    with waiting("starting"):
+    with waiting("starting") if os.environ.get("RANK", "0") == "0" else nullcontext():  # one spinner, not N
         from openmercury.train.trainer import run_recipe
 
     run_recipe(recipe, list(overrides or ()))

@@ -74,7 +74,7 @@ def denoising_loss(
     gradient_MD = torch.empty_like(student_MD)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.no_grad():
-        for begin in range(0, len(student_MD), rows):
+        for begin in range(0, max(1, len(student_MD)), rows):  # one slice even of nothing: ranks stay in step
             part = slice(begin, begin + rows)
             pad = max(0, begin + rows - len(student_MD))  # every slice has one shape: compiled once
             student, teacher = (F.linear(F.pad(x[part], (0, 0, 0, pad)), head_VD) for x in (student_MD, teacher_MD))

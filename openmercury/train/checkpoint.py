@@ -17,7 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from openmercury.errors import TrainingError
+from openmercury.errors import CheckpointError, ConfigError, TrainingError
+from openmercury.model.adapter import Adapter
+from openmercury.model.config import read_config
+from openmercury.model.weights import ADAPTER_FILES, open_tensors
 
 STATE = "state"
 
@@ -63,3 +66,27 @@ def load_state(state: Path, adapter: nn.Module, optimizer: torch.optim.Optimizer
                 key: tensors[f"{key}/{name}"].to(parameter.device if key != "step" else "cpu") for key in prefix
             }
     return counters
+
+
+def load_adapter(folder: Path, adapter: Adapter, rank: int) -> None:
+    """Set `adapter`, of rank `rank`, to that of a checkpoint folder; the folder's base weights are not read.
+
+    Raises ConfigError where the folder's adapter has another rank or there is none, CheckpointError where it is broken.
+    """
+    facts = read_config(folder).diffusion
+    if facts is None or facts.adapter is None:
+        raise ConfigError(
+            f"init = {folder} has no adapter: name a folder made by `openmercury export`, or leave it out"
+        )
+    if facts.adapter.rank != rank:
+        raise ConfigError(
+            f"init = {folder} has an adapter of rank {facts.adapter.rank}, the recipe {rank}: make them equal"
+        )
+    paths = [folder / name for name in ADAPTER_FILES if (folder / name).exists()]
+    if not paths:
+        raise CheckpointError(f"{folder} holds none of {', '.join(ADAPTER_FILES)}: export it again")
+    reader = open_tensors(paths[:1])
+    for name, parameter in adapter.named_parameters():
+        if name not in reader:
+            raise CheckpointError(f"tensor {name} is missing from {paths[0]}: export it again")
+        reader.read(name, parameter.data)

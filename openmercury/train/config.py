@@ -33,7 +33,7 @@ class Data(Frozen):
 
     path: Path
     row_length: Annotated[int, Field(ge=16)] = 1024
-    rows: Annotated[int, Field(ge=1)] = 24  # rows a step
+    rows: Annotated[int, Field(ge=1)] = 24  # rows a step, over all processes
 
 
 class Optim(Frozen):
@@ -48,10 +48,14 @@ class Optim(Frozen):
 
 
 class Recipe(Frozen):
-    """Everything a run depends on; saved beside its checkpoints. `minutes` ends a session early, resumable."""
+    """Everything a run depends on; saved beside its checkpoints. `minutes` ends a session early, resumable.
+
+    `init` is a checkpoint folder whose adapter the run starts from; a run that is resumed has no more use for it.
+    """
 
     base: Path
     out: Path
+    init: Path | None = None
     rank: Annotated[int, Field(ge=1)] = 128
     mask_id: Annotated[int, Field(ge=0)]
     steps: Annotated[int, Field(ge=1)]

@@ -53,12 +53,17 @@ def block_diffusion(
     objective: BlockDiffusion,
     generator: torch.Generator,
     slice_fn: SliceLoss = slice_loss,
+    rows: slice = slice(None),
 ) -> Loss:
-    """Loss of one batch; gradients reach the adapter only."""
+    """Loss of `rows` of a batch; gradients reach the adapter only.
+
+    Noise is drawn for the whole batch, so that a row gets the same whichever process trains on it.
+    """
     assert model.config.diffusion is not None
+    noisy = noise(batch.tokens_BL, objective, model.config.diffusion.mask_id, generator)
+    noisy, batch = Corrupted(*(field[rows] for field in noisy)), Batch(*(field[rows] for field in batch))
     tokens_BL, document_BL = batch.tokens_BL, batch.document_BL
     position_BL = torch.arange(tokens_BL.shape[1], device=tokens_BL.device).expand_as(tokens_BL)
-    noisy = noise(tokens_BL, objective, model.config.diffusion.mask_id, generator)
     clean = CleanAttend(document_BL)
     with torch.no_grad():
         teacher_BLD = model(tokens_BL, position_BL, clean)

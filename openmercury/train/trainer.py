@@ -1,4 +1,4 @@
-"""The training loop of one device: batch, loss, backward, clip, step, log, save."""
+"""The training loop: batch, loss, backward, sum over processes, clip, step, log, save."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from openmercury.model.adapter import Adapter
 from openmercury.model.config import AdapterFacts, DiffusionFacts, ModelConfig, read_config
 from openmercury.model.transformer import Layer, Transformer
 from openmercury.model.weights import load_model
-from openmercury.train.checkpoint import find_state, load_state, save_state
+from openmercury.train.checkpoint import find_state, load_adapter, load_state, save_state
 from openmercury.train.config import Optim, Recipe
 from openmercury.train.objective import Loss, block_diffusion
+from openmercury.train.parallel import World, pick_device
 
 
 def learning_rate(optim: Optim, step: int, steps: int) -> float:
@@ -60,17 +61,13 @@ def build_model(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Tra
     return base
 
 
-def pick_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-
-
 class Trainer:
-    """One run on one device. Its state lives in `recipe.out` and is found again by itself."""
+    """One run, or one process's part of it. Its state lives in `recipe.out` and is found again by itself."""
 
-    def __init__(self, recipe: Recipe, console: Console | None = None) -> None:
-        self.recipe, self.console = recipe, console or Console()
-        self.device = pick_device(recipe.device)
+    def __init__(self, recipe: Recipe, console: Console | None = None, world: World | None = None) -> None:
+        self.recipe, self.world = recipe, world or World(device=pick_device(recipe.device))
+        self.console = (console or Console()) if self.world.main else Console(quiet=True)
+        self.device, self.share = self.world.device, self.world.share(recipe.data.rows)
         auto = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         dtype = auto if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
         self.model = build_model(recipe, self.device, dtype)
@@ -81,8 +78,10 @@ class Trainer:
             parameters, lr=recipe.optim.lr, betas=recipe.optim.betas, weight_decay=recipe.optim.weight_decay
         )
         self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.deadline, self.over = math.inf, False  # rank 0's clock decides; every rank learns it in `train_step`
         rows = pack(read_shards(recipe.data.path), recipe.data.row_length)
         drawn = self._resume()
+        self.world.broadcast([parameter.data for parameter in parameters])
         self.loader = Loader(rows, recipe.data.rows, recipe.seed, drawn=drawn)
         self.slice_fn: SliceLoss = slice_loss
         if recipe.compile:
@@ -90,12 +89,14 @@ class Trainer:
         self.console.print(
             f"{len(rows.ids):,} rows of {recipe.data.row_length} from {recipe.data.path}, "
             f"{rows.loss_mask.mean():.0%} trained on; adapter {sum(p.numel() for p in parameters) / 1e6:.1f} M; "
-            f"{self.device}, {dtype}; step {self.step} of {recipe.steps}"
+            f"{self.world.size} × {self.device.type}, {dtype}; step {self.step} of {recipe.steps}"
         )
 
     def _resume(self) -> int:
         state = find_state(self.recipe.out)
         if state is None:
+            if self.recipe.init is not None:
+                load_adapter(self.recipe.init, self.adapter, self.recipe.rank)
             return 0
         counters = load_state(state, self.adapter, self.optimizer)
         self.step, self.tokens, self.seconds = counters["step"], counters["tokens"], counters["seconds"]
@@ -109,60 +110,75 @@ class Trainer:
         self.slice_fn = torch.compile(slice_loss, dynamic=False)
 
     def save(self) -> None:
-        """Write adapter, optimiser and counters."""
+        """Write adapter, optimiser and counters; rank 0 does it for all."""
+        if not self.world.main:
+            return
         counters = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds, "drawn": self.loader.drawn}
         save_state(self.recipe.out, self.adapter, self.optimizer, counters)
 
     def train_step(self) -> Loss:
-        """One optimiser step; raises TrainingError on a loss that is not finite."""
+        """One optimiser step of all ranks; returns this rank's part of the loss.
+
+        A gradient that is not finite is never applied: every rank raises TrainingError.
+        """
         recipe = self.recipe
         generator = torch.Generator(self.device).manual_seed(recipe.seed * 1_000_003 + self.step)
         batch = self.loader.next(self.device)
         rate = learning_rate(recipe.optim, self.step, recipe.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = block_diffusion(self.model, batch, recipe.objective, generator, self.slice_fn)
+        loss = block_diffusion(self.model, batch, recipe.objective, generator, self.slice_fn, self.share)
         self.optimizer.zero_grad(set_to_none=True)
-        (loss.sum / loss.weight.clamp(min=1)).backward()
+        loss.sum.backward()
+        gradients = [parameter.grad for parameter in self.adapter.parameters() if parameter.grad is not None]
+        weight = loss.weight.clone()
+        over = torch.full_like(weight, self.world.main and time.monotonic() > self.deadline)
+        self.world.sum([*gradients, weight, over])
+        for gradient in gradients:  # only now, for the weight of the whole batch came in the same all-reduce
+            gradient /= weight.clamp(min=1)
         norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), recipe.optim.clip)
-        if not math.isfinite(float(norm)):
+        length, stop = torch.stack((norm, over.to(norm.dtype))).tolist()  # one wait for the device tells both
+        self.over = stop > 0
+        if not math.isfinite(length):
             raise TrainingError(
                 f"step {self.step}: the gradient is not finite; lower optim.lr and resume from {recipe.out}"
             )
         self.optimizer.step()
         self.step += 1
         self.tokens += batch.tokens_BL.numel()
-        return loss
+        return loss._replace(sum=loss.sum.detach())
 
     def run(self) -> None:
         """Train until the recipe's steps or minutes are over; saves at the end and every `save_every` steps."""
         recipe = self.recipe
-        recipe.out.mkdir(parents=True, exist_ok=True)
-        (recipe.out / "recipe.json").write_text(recipe.model_dump_json(indent=1), encoding="utf-8")
+        if self.world.main:
+            recipe.out.mkdir(parents=True, exist_ok=True)
+            (recipe.out / "recipe.json").write_text(recipe.model_dump_json(indent=1), encoding="utf-8")
         begin = last = time.monotonic()
+        self.deadline = begin + 60 * (recipe.minutes or math.inf)
         before = self.seconds
         window: list[Loss] = []
         try:
             while self.step < recipe.steps:
                 window.append(self.train_step())
-                now = time.monotonic()
-                self.seconds = before + now - begin
+                self.seconds = before + time.monotonic() - begin
                 if self.step % recipe.log_every == 0 or self.step == recipe.steps:
                     self._log(window, time.monotonic() - last)
                     last, window = time.monotonic(), []
                 if self.step % recipe.save_every == 0:
                     self.save()
-                if recipe.minutes is not None and now - begin > 60 * recipe.minutes:
+                if self.over:
                     break
         finally:
             self.save()
+        self.world.barrier()  # no rank leaves before the run is saved
 
     def _log(self, window: list[Loss], seconds: float) -> None:
-        total = sum(float(loss.sum.detach()) for loss in window) / sum(float(loss.weight) for loss in window)
-        levels = sum(loss.by_level for loss in window)
-        accepted = sum(loss.accepted for loss in window)
-        assert isinstance(levels, torch.Tensor)
-        assert isinstance(accepted, torch.Tensor)
+        found = Loss(*(torch.stack(field).double().sum(0) for field in zip(*window, strict=True)))
+        self.world.sum(found)
+        if not self.world.main:
+            return
+        total, levels, accepted = float(found.sum / found.weight), found.by_level.cpu(), found.accepted.cpu()
         ce = (levels[:, 1] / levels[:, 0].clamp(min=1)).tolist()
         rate = len(window) * self.recipe.data.rows * self.recipe.data.row_length / seconds
         row: dict[str, Any] = {
@@ -187,6 +203,13 @@ class Trainer:
         )
 
 
+def train(recipe: Recipe) -> None:
+    """Run a recipe in this process, as one of those that torchrun started if it did."""
+    world = World.start(recipe.device)
+    Trainer(recipe, world=world).run()
+    world.close()  # not after an error: others may be waiting for this process, and torchrun ends them once it is gone
+
+
 def run_recipe(path: Path, overrides: list[str]) -> None:
     """`openmercury train RECIPE [key=value …]`."""
-    Trainer(load_config(Recipe, path, overrides)).run()
+    train(load_config(Recipe, path, overrides))

@@ -11,7 +11,7 @@ import torch
 from openmercury.data.loader import Batch
 from openmercury.data.shards import Example, write_shard
 from openmercury.diffusion.corrupt import Corrupted
-from openmercury.errors import TrainingError
+from openmercury.errors import ConfigError, TrainingError
 from openmercury.model.attention import DenseAttend
 from openmercury.model.convert import save_hf
 from openmercury.model.masks import visible
@@ -141,3 +141,43 @@ def test_state_of_another_rank_is_refused(tmp_path: Path) -> None:
     Trainer(make_run(tmp_path, steps=1)).run()
     with pytest.raises(TrainingError, match="another rank"):
         Trainer(make_run(tmp_path, rank=8))
+
+
+def test_init_starts_from_an_exported_adapter(tmp_path: Path) -> None:
+    """Step 0 holds the exported adapter; a state of the run's own wins over it; another rank is refused."""
+    first = Trainer(make_run(tmp_path, steps=2))
+    first.run()
+    export_run(first.recipe.out, tmp_path / "export", "F32")
+    init = tmp_path / "export"
+    second = Trainer(make_run(tmp_path, out=tmp_path / "second", init=init))
+    assert second.step == 0
+    for name, parameter in first.adapter.named_parameters():
+        assert torch.equal(parameter, second.adapter.get_parameter(name)), name
+    second.train_step()
+    second.save()
+    resumed = Trainer(second.recipe)
+    assert resumed.step == 1
+    for name, parameter in second.adapter.named_parameters():
+        assert torch.equal(parameter, resumed.adapter.get_parameter(name)), name
+    with pytest.raises(ConfigError, match="adapter of rank 4, the recipe 8: make them equal"):
+        Trainer(make_run(tmp_path, out=tmp_path / "third", init=init, rank=8))
+    with pytest.raises(ConfigError, match="has no adapter"):
+        Trainer(make_run(tmp_path, out=tmp_path / "third", init=tmp_path / "base"))
+
+
+def test_a_gradient_that_is_not_finite_is_never_applied(tmp_path: Path) -> None:
+    trainer = Trainer(make_run(tmp_path))
+    trainer.train_step()
+    trainer.adapter.mask_vector.register_hook(lambda gradient: gradient * torch.nan)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.adapter.named_parameters()}
+    with pytest.raises(TrainingError, match="step 1: the gradient is not finite"):
+        trainer.train_step()
+    assert trainer.step == 1
+    for name, value in before.items():
+        assert torch.equal(value, trainer.adapter.get_parameter(name)), name
+
+
+def test_minutes_end_a_session(tmp_path: Path) -> None:
+    recipe = make_run(tmp_path, minutes=1e-9)
+    Trainer(recipe).run()
+    assert Trainer(recipe).step == 1
