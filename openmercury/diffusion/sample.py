@@ -13,7 +13,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-
 Sampling = Literal["greedy", "sampled", "truncated"]  # truncated: some row sets top_k or top_p
 
 

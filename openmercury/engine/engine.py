@@ -83,8 +83,8 @@ class Engine:
         self._prepare(plan)
         if plan.prefill:
             self.runner.prefill(plan.prefill)
-            for request, start, count in plan.prefill:
-                request.written = start + count
+            for request, start, length in plan.prefill:
+                request.written = start + length
         moved = []
         for shape, requests in plan.decode:
             moved += self._decode(shape, requests)
@@ -112,7 +112,8 @@ class Engine:
         """Assert that no page or slot is lost or shared by mistake."""
         running = self.scheduler.running
         self.scheduler.pool.check_integrity([request.pages for request in running])
-        slots = [request.slot for request in running]
+        slots = [request.slot for request in running if request.slot is not None]
+        assert len(slots) == len(running)
         assert sorted([*slots, *self.scheduler.free_slots]) == list(range(1, self.config.max_requests + 1))
         assert all(request.slot is None and not request.pages for request in self.scheduler.waiting)
 

@@ -1,7 +1,7 @@
 """Triton kernels of the GPU runner: attention over pages, and one pass over the logits of a row.
 
-Imported on CUDA only. Each has a plain twin (`cache.GatherAttend`, `diffusion.sample.choose`) that the tests hold it to;
-with TRITON_INTERPRET=1 they run on the CPU.
+Imported on CUDA only. Each has a plain twin (`cache.GatherAttend`, `diffusion.sample.choose`) that the tests hold it
+to; with TRITON_INTERPRET=1 they run on the CPU.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _row_kernel(
     logits, temperature, key, partial, index, vocabulary, stride, mask_id,
     SPLITS: tl.constexpr, BLOCK: tl.constexpr, SAMPLE: tl.constexpr,
 ):  # fmt: skip
-    """One program: one of SPLITS slices of one row → noisy maximum and its token, max, Σ exp, Σ exp·x of x = logit/T."""
+    """One program: one of SPLITS slices of one row → noisy maximum, its token; max, Σ exp, Σ exp·x of x = logit/T."""
     row, split = tl.program_id(0), tl.program_id(1)
     t = tl.load(temperature + row)
     warm = t > 0

@@ -46,6 +46,9 @@ class Shape(NamedTuple):
         return {"ar": 1, "verified": self.width + 1, "diffusion": self.width}[self.mode]
 
 
+Columns = tuple[Tensor, Tensor, Tensor, Tensor]  # (ids, position, end, group), each [R, columns]
+
+
 class ForwardBatch(NamedTuple):
     """One forward: [R, Q] tensors under the rule of `masks`; `want_RM` are the columns whose predictions are read."""
 
@@ -75,9 +78,7 @@ def plan(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_id: int) -
     )
 
 
-def apply(
-    slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatch, choice: Choice, mask_id: int
-) -> None:
+def apply(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatch, choice: Choice, mask_id: int) -> None:
     """Take the choices [R · M] of a finished forward into the slots."""
     shaped = Choice(*(field.view(batch.want_RM.shape) for field in choice))
     active = slots.done[rows] == RUNNING
@@ -91,7 +92,7 @@ def apply(
         _apply_diffusion(slots, rows, shape, shaped, mask_id)
 
 
-def _clean(slots: Slots, rows: Tensor, start_R: Tensor, count_R: Tensor, columns: int) -> tuple[Tensor, ...]:
+def _clean(slots: Slots, rows: Tensor, start_R: Tensor, count_R: Tensor, columns: int) -> Columns:
     """`count_R` committed tokens from `start_R` on, as (ids, position, end, group)."""
     column = torch.arange(columns, device=rows.device)
     position = start_R[:, None] + column
@@ -103,6 +104,12 @@ def _clean(slots: Slots, rows: Tensor, start_R: Tensor, count_R: Tensor, columns
 def plan_prefill(slots: Slots, rows: Tensor, start_R: Tensor, count_R: Tensor, columns: int) -> ForwardBatch:
     """Committed tokens to write, `count_R` from `start_R` on; no predictions are wanted."""
     return ForwardBatch(*_clean(slots, rows, start_R, count_R, columns), rows.new_empty(len(rows), 0))
+
+
+def _joined(clean: Columns, noisy: Columns) -> Columns:
+    """Clean columns, then noisy ones ([R, groups, width] is flattened)."""
+    ids, position, end, group = (torch.cat((a, b.flatten(1)), dim=1) for a, b in zip(clean, noisy, strict=True))
+    return ids, position, end, group
 
 
 def _plan_ar(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_id: int) -> ForwardBatch:
@@ -126,7 +133,7 @@ def _plan_diffusion(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask
     )
     behind = (columns + index[:-1]).expand(len(rows), -1)
     want = torch.cat(((pending - 1).clamp(min=0)[:, None], behind), dim=1)
-    return ForwardBatch(*(torch.cat(pair, dim=1) for pair in zip(clean, noisy, strict=True)), want)
+    return ForwardBatch(*_joined(clean, noisy), want)
 
 
 def _apply_diffusion(slots: Slots, rows: Tensor, shape: Shape, choice: Choice, mask_id: int) -> None:
@@ -166,9 +173,8 @@ def _plan_verified(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_
         torch.where(valid, start, 0),
         torch.where(valid, behind[..., None], NOWHERE),
     )
-    joined = (torch.cat((a, b.flatten(1)), dim=1) for a, b in zip((ids, position, end, group), noisy, strict=True))
     want = torch.arange(columns + valid[0].numel(), device=rows.device).expand(len(rows), -1)
-    return ForwardBatch(*joined, want)
+    return ForwardBatch(*_joined((ids, position, end, group), noisy), want)
 
 
 def _apply_verified(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatch, token_RM: Tensor) -> None:

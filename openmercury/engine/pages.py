@@ -97,7 +97,8 @@ class PagePool:
         """Assert that holders are exactly the requests' page lists `held`, and every page is somewhere once."""
         count = [0] * self.pages
         for pages in held:
-            assert len(set(pages)) == len(pages) and EMPTY not in pages
+            assert len(set(pages)) == len(pages)
+            assert EMPTY not in pages
             for page in pages:
                 count[page] += 1
         assert count == self.holders

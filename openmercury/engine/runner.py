@@ -79,7 +79,7 @@ class Runner:
         longest = max(lengths)
         slots.text[rows, :longest] = self._tensor([text + [0] * (longest - len(text)) for text in texts]).int()
         policies = [policy_fields(request.params, request.width) for request in requests]
-        given = {
+        given: dict[str, Sequence[object]] = {
             "length": lengths,
             "seen": lengths,
             "written": [request.written for request in requests],
@@ -137,8 +137,8 @@ class Runner:
     def prefill(self, spans: Sequence[PrefillSpan]) -> None:
         """Write committed tokens to the cache, many rows at once; nothing is predicted."""
         rows = self._tensor([span.request.slot for span in spans])
-        start, count = self._tensor([span.start for span in spans]), self._tensor([span.count for span in spans])
-        batch = modes.plan_prefill(self.slots, rows, start, count, max(span.count for span in spans))
+        start, count = self._tensor([span.start for span in spans]), self._tensor([span.length for span in spans])
+        batch = modes.plan_prefill(self.slots, rows, start, count, max(span.length for span in spans))
         self.model(batch.ids_RQ, batch.position_RQ, self._attend(batch, rows, noisy=False))
         self.slots.written[rows] = start + count
 

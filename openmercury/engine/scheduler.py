@@ -15,11 +15,11 @@ from openmercury.errors import ContextOverflowError
 
 
 class PrefillSpan(NamedTuple):
-    """Committed tokens of one request to write: `count` from position `start` on."""
+    """Committed tokens of one request to write: `length` from position `start` on."""
 
     request: Request
     start: int
-    count: int
+    length: int
 
 
 @dataclass

@@ -88,8 +88,9 @@ class Slots:
     def sampling(self, rows: Tensor, position_RM: Tensor) -> RowParams:
         """Sampling parameters for M positions of each of some rows, flattened."""
         spread = rows[:, None].expand_as(position_RM).flatten()
-        fields = (self.temperature, self.top_k, self.top_p, self.seed)
-        return RowParams(*(field[spread] for field in fields), position_RM.flatten())
+        return RowParams(
+            self.temperature[spread], self.top_k[spread], self.top_p[spread], self.seed[spread], position_RM.flatten()
+        )
 
     def commit(self, rows: Tensor, new: Committed) -> Tensor:
         """Append tokens that can no longer change, up to the first stop id or the limit; returns how many, [R]."""

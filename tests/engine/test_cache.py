@@ -58,6 +58,9 @@ def test_kernels_interpreted() -> None:
         pytest.skip("tests/engine/kernels.py runs compiled on this machine")
     script = Path(__file__).with_name("kernels.py")
     run = subprocess.run(
-        [sys.executable, str(script)], env={"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin"}, capture_output=True, text=True
+        [sys.executable, str(script)],
+        env={"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 0, run.stderr

@@ -9,11 +9,11 @@ import torch
 from pydantic import ValidationError
 
 from openmercury.diffusion import reference
+from openmercury.diffusion.unmask import Policy
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
-from openmercury.diffusion.unmask import Policy
 from openmercury.engine.runner import policy_fields
 from openmercury.errors import ContextOverflowError, EmptyPromptError, UnsupportedError
 from tests import tiny
