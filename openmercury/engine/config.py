@@ -43,4 +43,8 @@ class EngineConfig(Frozen):
     @classmethod
     def for_device(cls, device: str) -> EngineConfig:
         """Settings for "cuda", where wide forwards are nearly free, or "cpu", where each position costs."""
-        return cls() if device == "cuda" else cls(draft_width=3, block_limit=8, max_requests=32, prefill_tokens=512)
+        return (
+            cls()
+            if device == "cuda"
+            else cls(draft_width=5, draft_groups="last", block_limit=8, max_requests=32, prefill_tokens=512)
+        )
