@@ -24,6 +24,7 @@ from openmercury.diffusion.unmask import accept
 from openmercury.diffusion.verify import accepted_length
 from openmercury.engine.params import DecodeMode
 from openmercury.engine.state import RUNNING, Committed, Slots
+from openmercury.model.masks import CLEAN
 
 NOWHERE = -2  # group of a padding position
 
@@ -98,7 +99,7 @@ def _clean(slots: Slots, rows: Tensor, start_R: Tensor, count_R: Tensor, columns
     position = start_R[:, None] + column
     valid = column < count_R[:, None]
     ids = slots.text[rows[:, None], position.clamp(max=slots.text.shape[1] - 1)].long()
-    return ids, position, torch.where(valid, position + 1, 0), torch.where(valid, -1, NOWHERE)
+    return ids, position, torch.where(valid, position + 1, 0), torch.where(valid, CLEAN, NOWHERE)
 
 
 def plan_prefill(slots: Slots, rows: Tensor, start_R: Tensor, count_R: Tensor, columns: int) -> ForwardBatch:

@@ -117,7 +117,7 @@ class Scheduler:
         """Pages for all that the coming forwards may write; the youngest requests give way."""
         if request.slot is None:
             return
-        gain = {"ar": 1, "verified": request.width + 1, "diffusion": request.width}[request.mode]
+        gain = Shape(request.mode, request.width).most_committed
         ahead = request.width if request.mode == "verified" else 0
         reach = min(request.limit, len(request.tokens) + gain * self.config.steps_per_sync + ahead)
         missing = self._pages_for(reach) - len(request.pages)
@@ -126,9 +126,12 @@ class Scheduler:
         while (taken := self.pool.take(missing)) is None:
             victim = self.running[-1]
             assert victim.slot is not None
-            plan.preempted.append((victim, victim.slot))
+            # One admitted only now has nothing on the device yet: its slot still holds another request's state.
+            if victim in plan.admitted:
+                plan.admitted.remove(victim)
+            else:
+                plan.preempted.append((victim, victim.slot))
             plan.prefill = [span for span in plan.prefill if span.request is not victim]
-            plan.admitted = [other for other in plan.admitted if other is not victim]
             self.release(victim)
             self.waiting.appendleft(victim)
             if victim is request:
