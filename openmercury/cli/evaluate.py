@@ -23,7 +23,19 @@ if TYPE_CHECKING:
     from openmercury.eval.humaneval import Sample, Task
     from openmercury.eval.sandbox import Verdict
 
-GENERATING = ("model", "device", "dtype", "mode", "threshold", "max_tokens", "batch_size", "limit", "samples")
+GENERATING = (
+    "model",
+    "device",
+    "dtype",
+    "mode",
+    "threshold",
+    "edit_below",
+    "block_size",
+    "max_tokens",
+    "batch_size",
+    "limit",
+    "samples",
+)
 ModelFolder = Annotated[
     str | None,
     option("Checkpoint folder. [default: $OPENMERCURY_MODEL, else the shipped model]", panel=MODEL, metavar="FOLDER"),
@@ -49,6 +61,10 @@ def humaneval(
     threshold: Annotated[
         float | None, option("diffusion: accept predictions at least this sure. [default: 0.9]", panel=DECODING)
     ] = None,
+    edit_below: Annotated[
+        float | None, option("diffusion: replace a token this unlikely beside the clean choice.", panel=DECODING)
+    ] = None,
+    block_size: Annotated[int | None, option("Positions denoised together.", panel=DECODING)] = None,
     max_tokens: Annotated[int, option("Tokens of an answer at most.", panel=DECODING)] = 512,
     batch_size: Annotated[int, typer.Option(min=1, help="Tasks decoded together.", rich_help_panel=DECODING)] = 32,
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first tasks only.")] = None,
@@ -65,7 +81,16 @@ def humaneval(
     from openmercury.eval import humaneval as benchmark
     from openmercury.eval.sandbox import usable_backend
 
-    settings = Settings(model=model, device=device, dtype=dtype, mode=mode, threshold=threshold, max_tokens=max_tokens)
+    settings = Settings(
+        model=model,
+        device=device,
+        dtype=dtype,
+        mode=mode,
+        threshold=threshold,
+        edit_below=edit_below,
+        block_size=block_size,
+        max_tokens=max_tokens,
+    )
     settings.sampling()  # options are refused before anything takes long
     tasks = benchmark.load(data)[:limit]
     if not generate_only:
@@ -134,6 +159,8 @@ def _generate(
         "model": llm.folder.resolve().name,
         "mode": settings.mode,
         "threshold": settings.threshold,
+        "edit_below": settings.edit_below,
+        "block_size": settings.block_size,
         "max_tokens": settings.max_tokens,
         "batch_size": batch_size,
         "device": llm.device,

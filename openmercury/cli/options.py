@@ -57,6 +57,9 @@ class Settings:
     entropy_bound: Annotated[
         float | None, option("diffusion: accept while summed entropy is below, instead.", panel=DECODING)
     ] = None
+    edit_below: Annotated[
+        float | None, option("diffusion: replace a token this unlikely beside the clean choice.", panel=DECODING)
+    ] = None
     block_size: Annotated[
         int | None, option("Positions denoised together. Default: the checkpoint's.", panel=DECODING)
     ] = None

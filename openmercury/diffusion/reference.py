@@ -12,7 +12,7 @@ from torch import Tensor
 
 from openmercury.diffusion.sample import Choice, RowParams, choose
 from openmercury.diffusion.unmask import Policy, accept
-from openmercury.diffusion.verify import accepted_length
+from openmercury.diffusion.verify import accepted_length, standing_length
 from openmercury.model.attention import DenseAttend
 from openmercury.model.masks import CLEAN, visible
 from openmercury.model.transformer import Transformer
@@ -28,8 +28,11 @@ class Sampling:
     seed: int = 0
 
 
-def _predict(model: Transformer, clean: list[int], noisy: list[int], sampling: Sampling) -> Choice:
-    """One forward over clean text and one noisy group behind it; row i chooses the token of position i + 1."""
+def _predict(model: Transformer, clean: list[int], noisy: list[int], sampling: Sampling, behind: int = 0) -> Choice:
+    """One forward over clean text and one noisy group behind it; row i chooses the token of position i + 1.
+
+    Its odds are those of the token that stands there; `behind` is the one behind the last.
+    """
     c, n = len(clean), len(clean) + len(noisy)
     position = torch.arange(n)[None]
     group = torch.where(position < c, CLEAN, 0)
@@ -46,6 +49,7 @@ def _predict(model: Transformer, clean: list[int], noisy: list[int], sampling: S
         full(sampling.top_p),
         torch.full((n,), sampling.seed),
         position[0] + 1,
+        torch.tensor([*clean[1:], *noisy, behind]),
     )
     return choose(model.logits(hidden), rows)
 
@@ -85,26 +89,43 @@ def generate_verified(
 
 
 def generate_diffusion(
-    model: Transformer, prompt: list[int], count: int, eos: set[int], sampling: Sampling, width: int, policy: Policy
+    model: Transformer,
+    prompt: list[int],
+    count: int,
+    eos: set[int],
+    sampling: Sampling,
+    width: int,
+    policy: Policy,
+    edit_below: float,
 ) -> list[int]:
-    """Denoise a block of `width` positions that starts where the text ends; commit its settled prefix at each step."""
+    """Denoise a block of `width` positions that starts where the text ends.
+
+    Its leading settled tokens run clean, so each forward also says what AR would have chosen in their places. Those
+    that stand are committed, with the clean side's choice behind them. If one falls, what was settled and drafted
+    behind it is masked again, for it was written on a false premise.
+    """
     assert model.config.diffusion is not None
     mask = model.config.diffusion.mask_id
     out: list[int] = []
     block: list[int] = []
     while len(out) < count:
         text = prompt + out
-        width_now = min(width, count - len(out))
-        block = (block + [mask] * width_now)[:width_now]
-        choice = _predict(model, text, block[:width_now], sampling)
-        # Row len(text) − 1 + i chooses block position i.
-        rows = slice(len(text) - 1, len(text) - 1 + width_now)
-        masked = torch.tensor([block]) == mask
-        take = accept(choice.confidence_M[rows][None], choice.entropy_M[rows][None], masked, policy)[0]
-        block = [int(t) if yes else b for b, t, yes in zip(block, choice.token_M[rows], take, strict=True)]
-        settled = block.index(mask) if mask in block else len(block)
-        new, done = _cut(block[:settled], eos)
-        out, block = out + new, block[settled:]
+        k = min(width, count - len(out))
+        block = (block + [mask] * k)[:k]
+        run = block.index(mask) if mask in block else k
+        # Row len(text) − 1 + i chooses block position i, so the last position of the block itself is not read.
+        choice = _predict(model, text + block[: min(run, k - 1)], block[run : k - 1], sampling, block[-1])
+        token_K, confidence_K, entropy_K, odds_K = (field[len(text) - 1 :] for field in choice)
+        settled = torch.arange(k) < run
+        kept = int(standing_length(odds_K[None], settled[None], torch.tensor([edit_below]))[0])
+        if kept == run:
+            masked = torch.tensor([block]) == mask
+            take = accept(confidence_K[None], entropy_K[None], masked, policy)[0]
+            block = [int(t) if yes else b for b, t, yes in zip(block, token_K, take, strict=True)]
+        else:
+            block = [*block[:kept], int(token_K[kept]), *[mask] * (k - kept - 1)]
+        new, done = _cut(block[: kept + 1], eos)
+        out, block = out + new, block[kept + 1 :]
         if done:
             break
     return out

@@ -17,13 +17,17 @@ Sampling = Literal["greedy", "sampled", "truncated"]  # truncated: some row sets
 
 
 class RowParams(NamedTuple):
-    """Sampling parameters of M rows. temperature 0 is greedy, top_k 0 and top_p 1 are off; seed and position int64."""
+    """Sampling parameters of M rows. temperature 0 is greedy, top_k 0 and top_p 1 are off; seed and position int64.
+
+    `proposal` is a token whose odds against the row's own choice are wanted; any id where none is.
+    """
 
     temperature_M: Tensor
     top_k_M: Tensor
     top_p_M: Tensor
     seed_M: Tensor
     position_M: Tensor
+    proposal_M: Tensor
 
     def rows(self, index: slice | Tensor) -> RowParams:
         """The parameters of some rows."""
@@ -31,11 +35,15 @@ class RowParams(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What each row chose; confidence is the probability of the token under the distribution it was drawn from."""
+    """What each row chose; confidence is the probability of the token under the distribution it was drawn from.
+
+    `odds` is the probability of the proposal ÷ that of the token.
+    """
 
     token_M: Tensor
     confidence_M: Tensor
     entropy_M: Tensor
+    odds_M: Tensor
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -74,8 +82,8 @@ def truncate(logits_MV: Tensor, top_k_M: Tensor, top_p_M: Tensor) -> Tensor:
 def choose(logits_MV: Tensor, params: RowParams, kind: Sampling = "truncated", *, statistics: bool = True) -> Choice:
     """Pick a token for each row: greedy where temperature is 0, sampled elsewhere.
 
-    `kind` says what any row needs, so that nothing here has to ask the device. Without `statistics` confidence and
-    entropy (nats) are zeros, which saves two passes over the vocabulary.
+    `kind` says what any row needs, so that nothing here has to ask the device. Without `statistics` confidence,
+    entropy (nats) and odds are zeros, which saves two passes over the vocabulary.
     """
     logits_MV = logits_MV if logits_MV.dtype == torch.float64 else logits_MV.float()
     token_M = logits_MV.argmax(-1)
@@ -89,8 +97,9 @@ def choose(logits_MV: Tensor, params: RowParams, kind: Sampling = "truncated", *
         logits_MV = scaled
     if not statistics:
         zero = torch.zeros(len(token_M), dtype=logits_MV.dtype, device=logits_MV.device)
-        return Choice(token_M, zero, zero)
+        return Choice(token_M, zero, zero, zero)
     log_p = logits_MV.log_softmax(-1)
-    confidence_M = log_p.gather(-1, token_M[:, None])[:, 0].exp()
+    chosen_M = log_p.gather(-1, token_M[:, None])[:, 0]
+    odds_M = (log_p.gather(-1, params.proposal_M[:, None])[:, 0] - chosen_M).exp()
     entropy_M = torch.special.entr(log_p.exp()).sum(-1)
-    return Choice(token_M, confidence_M, entropy_M)
+    return Choice(token_M, chosen_M.exp(), entropy_M, odds_M)

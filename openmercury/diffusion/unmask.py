@@ -1,7 +1,7 @@
 """Unmask policies: which predictions of a block to accept in this denoising step.
 
-The position next to the committed text is always accepted. Its prediction comes from the clean side, so it is the AR
-model's own choice; and so every step makes progress, whatever the policy.
+The first masked position is always accepted. Its prediction comes from the clean side, so it is the AR model's own
+choice; and so every step makes progress, whatever the policy.
 
 - threshold τ      in order of confidence c, the first position in front, accept while Π c stays above τ: what is
                    accepted together is right together with probability τ, were positions independent. The plain
@@ -28,21 +28,18 @@ class Policy(NamedTuple):
 
 
 def accept(confidence_RK: Tensor, entropy_RK: Tensor, masked_RK: Tensor, policy: Policy) -> Tensor:
-    """Boolean [R, K]: the masked positions to accept now. Column 0 is the position next to the committed text."""
-    score = confidence_RK.masked_fill(~masked_RK, -1.0)
-    score[:, 0] = torch.where(masked_RK[:, 0], torch.inf, -1.0)
+    """Boolean [R, K]: the masked positions to accept now."""
+    first = masked_RK & (masked_RK.long().cumsum(-1) == 1)
+    score = confidence_RK.masked_fill(~masked_RK, -1.0).masked_fill(first, torch.inf)
     order = score.argsort(dim=-1, descending=True, stable=True)
     rank = order.argsort(dim=-1, stable=True)
     joint = confidence_RK.masked_fill(~masked_RK, 0.0).gather(-1, order).cumprod(-1)
     confident = (joint > policy.threshold_R[:, None]).gather(-1, rank)
     in_quota = rank < policy.quota_R[:, None]
-    entropy = entropy_RK.masked_fill(~masked_RK, torch.inf)
-    entropy[:, 0] = torch.where(masked_RK[:, 0], 0.0, torch.inf)
+    entropy = entropy_RK.masked_fill(~masked_RK, torch.inf).masked_fill(first, 0.0)
     ordered, index = entropy.sort(dim=-1, stable=True)
     # Sorted upwards, the largest entropy so far is the last one: Σ − max is the sum over those before it.
     before = torch.cat((torch.zeros_like(ordered[:, :1]), ordered[:, :-1].cumsum(-1)), dim=-1)
     fits = (before <= policy.entropy_bound_R[:, None]) & ordered.isfinite()
     bounded = torch.zeros_like(masked_RK).scatter(-1, index, fits)
-    first = torch.zeros_like(masked_RK)
-    first[:, 0] = True
     return (confident | in_quota | bounded | first) & masked_RK

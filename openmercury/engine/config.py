@@ -9,6 +9,7 @@ from pydantic import Field
 from openmercury.config import Frozen
 
 DEFAULT_THRESHOLD = 0.9
+DEFAULT_EDIT_BELOW = 0.3
 
 
 class EngineConfig(Frozen):

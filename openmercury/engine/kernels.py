@@ -185,5 +185,9 @@ def choose_fused(logits_MV: Tensor, params: RowParams, mask_id: int, *, sample: 
     mass = (total * fade).sum(-1)
     log_mass = peak[:, 0] + mass.log()
     entropy = log_mass - (weighted * fade).sum(-1) / mass
-    confidence = (top_x.gather(1, pick)[:, 0] - log_mass).exp()
-    return Choice(index.gather(1, pick)[:, 0], confidence, entropy.clamp(min=0))
+    chosen = top_x.gather(1, pick)[:, 0]
+    scale = torch.where(params.temperature_M > 0, params.temperature_M, 1.0)
+    proposed = logits_MV.gather(1, params.proposal_M[:, None])[:, 0].float() / scale
+    return Choice(
+        index.gather(1, pick)[:, 0], (chosen - log_mass).exp(), entropy.clamp(min=0), (proposed - chosen).exp()
+    )

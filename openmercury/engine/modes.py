@@ -5,7 +5,7 @@ the next one exactly, and a noisy group of g positions that starts at s drafts t
 
     ar          clean t(b−1)
     verified    clean t(b−1) d(b) d(b+1)                group 0 at b ‥  group 1 at b+1 ‥  group 2 at b+2 ‥
-    diffusion   clean tokens committed last, unwritten  group 0 at b ‥ b+K−1: settled tokens and masks
+    diffusion   clean t(b−1) and the settled run        group 0 behind it: masks and settled tokens
 
 All rows of a forward share one mode and shape, and nothing here waits for the device, so a whole step can be captured
 in a CUDA graph. `columns` is how many clean columns to plan for: on the CPU the largest any row needs, since every
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from openmercury.diffusion.sample import Choice
 from openmercury.diffusion.unmask import accept
-from openmercury.diffusion.verify import accepted_length
+from openmercury.diffusion.verify import accepted_length, standing_length
 from openmercury.engine.params import DecodeMode
 from openmercury.engine.state import RUNNING, Committed, Slots
 from openmercury.model.masks import CLEAN
@@ -39,12 +39,12 @@ class Shape(NamedTuple):
     @property
     def most_committed(self) -> int:
         """Tokens a row can gain in one forward."""
-        return {"ar": 1, "verified": self.width + 1, "diffusion": self.width}[self.mode]
+        return self.width + 1 if self.mode == "verified" else self.width
 
     @property
     def most_columns(self) -> int:
         """Clean columns that are always enough."""
-        return {"ar": 1, "verified": self.width + 1, "diffusion": self.width}[self.mode]
+        return self.width + 1 if self.mode == "verified" else self.width
 
 
 Columns = tuple[Tensor, Tensor, Tensor, Tensor]  # (ids, position, end, group), each [R, columns]
@@ -62,11 +62,9 @@ class ForwardBatch(NamedTuple):
 
 def needed_columns(slots: Slots, rows: Tensor, shape: Shape) -> int:
     """The fewest clean columns that serve all rows now (waits for the device)."""
-    if shape.mode == "ar":
-        return 1
     if shape.mode == "verified":
         return 1 + int(slots.ahead_count[rows].max())
-    return max(1, int((slots.length[rows] - slots.written[rows]).max()))
+    return shape.most_columns
 
 
 def plan(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_id: int) -> ForwardBatch:
@@ -119,39 +117,49 @@ def _plan_ar(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_id: in
 
 
 def _plan_diffusion(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_id: int) -> ForwardBatch:
-    length, k = slots.length[rows], shape.width
-    pending = length - slots.written[rows]
-    clean = _clean(slots, rows, slots.written[rows], pending, columns)
-    index = torch.arange(k, device=rows.device)
-    width = torch.minimum(slots.width[rows], slots.limit[rows] - length)
-    valid = index < width[:, None]
-    start = length[:, None].expand(-1, k)
-    noisy = (
-        slots.ahead[rows, :k],
-        start + index,
-        torch.where(valid, start, 0),
-        torch.where(valid, 0, NOWHERE),
-    )
-    behind = (columns + index[:-1]).expand(len(rows), -1)
-    want = torch.cat(((pending - 1).clamp(min=0)[:, None], behind), dim=1)
-    return ForwardBatch(*_joined(clean, noisy), want)
+    """Column 0 is the last committed token, column 1 + i block position i: clean in the settled run, noisy behind it.
+
+    The last position of the block is predicted, not read.
+    """
+    length, k = slots.length[rows][:, None], shape.width
+    ids = torch.cat((slots.text[rows].gather(1, length - 1).long(), slots.ahead[rows, : k - 1]), dim=1)
+    column = torch.arange(k, device=rows.device).expand(len(rows), -1)
+    valid = column < _room(slots, rows)
+    run = _settled_run(slots.ahead[rows, :k], mask_id)[:, None]
+    clean = column <= run
+    position = length - 1 + column
+    end = torch.where(clean, position + 1, length + run)
+    group = torch.where(clean, CLEAN, 0)
+    return ForwardBatch(ids, position, torch.where(valid, end, 0), torch.where(valid, group, NOWHERE), column)
+
+
+def _room(slots: Slots, rows: Tensor) -> Tensor:
+    """Positions of the block that may still become text, [R, 1]."""
+    return torch.minimum(slots.width[rows], slots.limit[rows] - slots.length[rows])[:, None]
+
+
+def _settled_run(block_RK: Tensor, mask_id: int) -> Tensor:
+    """How many leading positions of the block are settled, [R]."""
+    return (block_RK != mask_id).long().cumprod(-1).sum(-1)
 
 
 def _apply_diffusion(slots: Slots, rows: Tensor, shape: Shape, choice: Choice, mask_id: int) -> None:
     k = shape.width
-    block = slots.ahead[rows, :k]
-    length = slots.length[rows]
-    index = torch.arange(k, device=rows.device)
-    width = torch.minimum(slots.width[rows], slots.limit[rows] - length)
-    open_RK = (block == mask_id) & (index < width[:, None])
-    take = accept(choice.confidence_M, choice.entropy_M, open_RK, slots.policy(rows))
-    block = torch.where(take, choice.token_M, block)
-    settled = (block != mask_id).long().cumprod(-1).sum(-1)
-    slots.written[rows] = length
-    slots.commit(rows, Committed(block, torch.minimum(settled, width)))
-    shifted = index + settled[:, None]
+    block, room = slots.ahead[rows, :k], _room(slots, rows)
+    column = torch.arange(k, device=rows.device)
+    inside = column < room
+    run = torch.minimum(_settled_run(block, mask_id)[:, None], room)
+    kept = standing_length(choice.odds_M, column < run, slots.edit_below[rows])[:, None]
+    take = accept(choice.confidence_M, choice.entropy_M, (block == mask_id) & inside, slots.policy(rows))
+    advanced = torch.where(take, choice.token_M, block)
+    edited = torch.where(column < kept, block, torch.where(column == kept, choice.token_M, mask_id))
+    block = torch.where(kept == run, advanced, edited)
+    gained = torch.minimum(kept + 1, room)
+    slots.commit(rows, Committed(block, gained[:, 0]))
+    slots.written[rows] = slots.length[rows] - 1
+    shifted = column + gained
     moved = block.gather(1, shifted.clamp(max=k - 1))
-    slots.ahead[rows, :k] = torch.where(shifted < k, moved, mask_id)
+    slots.ahead[rows, :k] = torch.where(shifted < room, moved, mask_id)
 
 
 def _plan_verified(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_id: int) -> ForwardBatch:

@@ -16,7 +16,9 @@ class SamplingParams(Frozen):
     """Per-request settings; every field is honoured in every mode it applies to, or refused.
 
     `threshold`, `steps` and `entropy_bound` choose the unmask policy of `diffusion` (the default is the confidence
-    threshold); in the other modes setting `steps` or `entropy_bound` is refused, since nothing would read them.
+    threshold). `edit_below`: a settled token is replaced when the clean side finds it less than this many times as likely
+    as its own choice; 0 never edits, 1 lets only greedy AR text stand. The other modes refuse all four, since nothing
+    would read them.
     """
 
     mode: Mode = "verified"
@@ -28,6 +30,7 @@ class SamplingParams(Frozen):
     threshold: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     steps: Annotated[int, Field(ge=1)] | None = None
     entropy_bound: Annotated[float, Field(ge=0.0)] | None = None
+    edit_below: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     block_size: Annotated[int, Field(ge=1, le=64)] | None = None
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     ignore_eos: bool = False
@@ -38,6 +41,8 @@ class SamplingParams(Frozen):
         chosen = [name for name in ("threshold", "steps", "entropy_bound") if getattr(self, name) is not None]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} exclude each other: give one unmask policy")
+        if self.edit_below is not None:
+            chosen.append("edit_below")
         if chosen and self.mode != "diffusion":
             raise ValueError(f"{chosen[0]} only acts in mode diffusion: drop it or set mode=diffusion")
         if self.block_size is not None and self.mode == "ar":

@@ -15,7 +15,7 @@ from torch import Tensor
 from openmercury.diffusion.sample import Choice, RowParams, Sampling, choose
 from openmercury.engine import modes
 from openmercury.engine.cache import GatherAttend, PagedCache
-from openmercury.engine.config import DEFAULT_THRESHOLD, EngineConfig
+from openmercury.engine.config import DEFAULT_EDIT_BELOW, DEFAULT_THRESHOLD, EngineConfig
 from openmercury.engine.modes import ForwardBatch, Shape
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
@@ -43,6 +43,11 @@ def policy_fields(params: SamplingParams, width: int) -> tuple[float, int, float
     threshold = default if params.threshold is None else params.threshold
     quota = 0 if params.steps is None else -(-width // params.steps)
     return threshold, quota, -1.0 if params.entropy_bound is None else params.entropy_bound
+
+
+def edit_below(params: SamplingParams) -> float:
+    """The odds under which a settled token is replaced."""
+    return DEFAULT_EDIT_BELOW if params.edit_below is None else params.edit_below
 
 
 class Runner:
@@ -96,6 +101,7 @@ class Runner:
             "threshold": [policy[0] for policy in policies],
             "quota": [policy[1] for policy in policies],
             "entropy_bound": [policy[2] for policy in policies],
+            "edit_below": [edit_below(request.params) for request in requests],
         }
         for name, values in given.items():
             field: Tensor = getattr(slots, name)

@@ -50,6 +50,7 @@ class Slots:
     threshold: Tensor
     quota: Tensor
     entropy_bound: Tensor
+    edit_below: Tensor
 
     @classmethod
     def empty(cls, slots: int, longest: int, widest: int, pages: int, device: torch.device) -> Slots:
@@ -79,6 +80,7 @@ class Slots:
             threshold=row(2.0, real),
             quota=row(),
             entropy_bound=row(-1.0, real),
+            edit_below=row(dtype=real),
         )
 
     def policy(self, rows: Tensor) -> Policy:
@@ -86,10 +88,16 @@ class Slots:
         return Policy(self.threshold[rows], self.quota[rows], self.entropy_bound[rows])
 
     def sampling(self, rows: Tensor, position_RM: Tensor) -> RowParams:
-        """Sampling parameters for M positions of each of some rows, flattened."""
+        """Sampling parameters for M positions of each of some rows, flattened; proposed is what stands there."""
         spread = rows[:, None].expand_as(position_RM).flatten()
+        ahead = (position_RM - self.length[rows, None]).clamp(0, self.ahead.shape[1] - 1)
         return RowParams(
-            self.temperature[spread], self.top_k[spread], self.top_p[spread], self.seed[spread], position_RM.flatten()
+            self.temperature[spread],
+            self.top_k[spread],
+            self.top_p[spread],
+            self.seed[spread],
+            position_RM.flatten(),
+            self.ahead[rows].gather(1, ahead).flatten(),
         )
 
     def commit(self, rows: Tensor, new: Committed) -> Tensor:

@@ -14,6 +14,7 @@ def rows(count: int, temperature: float, *, top_k: int = 0, top_p: float = 1.0, 
         torch.full((count,), top_p),
         torch.full((count,), seed),
         torch.arange(count),
+        torch.arange(count) % 4,
     )
 
 
@@ -24,6 +25,7 @@ def test_greedy_is_argmax() -> None:
     torch.testing.assert_close(choice.confidence_M, logits.softmax(-1).max(-1).values)
     p = logits.softmax(-1)
     torch.testing.assert_close(choice.entropy_M, -(p * p.log()).sum(-1))
+    assert torch.equal(choice.odds_M[:4] < 1, torch.arange(4) != choice.token_M[:4])
 
 
 def test_noise_depends_on_seed_position_and_token_only() -> None:

@@ -75,6 +75,7 @@ def rows_of_logits(rows: int, dtype: torch.dtype) -> None:
         torch.ones(rows, device=DEVICE),
         torch.randint(0, 2**62, (rows,), device=DEVICE),
         torch.randint(0, 30000, (rows,), device=DEVICE),
+        torch.randint(0, mask, (rows,), device=DEVICE),
     )
     for sample in (False, True):
         given = params if sample else params._replace(temperature_M=torch.zeros(rows, device=DEVICE))
@@ -83,6 +84,7 @@ def rows_of_logits(rows: int, dtype: torch.dtype) -> None:
         assert (slow.token_M == fast.token_M).float().mean() > 0.99, (slow.token_M, fast.token_M)
         same = slow.token_M == fast.token_M
         torch.testing.assert_close(slow.confidence_M[same], fast.confidence_M[same], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(slow.odds_M[same], fast.odds_M[same], rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(slow.entropy_M, fast.entropy_M, rtol=1e-3, atol=1e-4)
 
 

@@ -14,7 +14,7 @@ from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
-from openmercury.engine.runner import policy_fields
+from openmercury.engine.runner import edit_below, policy_fields
 from openmercury.errors import ContextOverflowError, EmptyPromptError, UnsupportedError
 from tests import tiny
 
@@ -26,6 +26,7 @@ def random_params(rng: random.Random) -> SamplingParams:
     policy: dict[str, object] = {}
     if mode == "diffusion":
         policy = rng.choice([{}, {"steps": 3}, {"entropy_bound": 1.0}, {"threshold": 0.2}])
+        policy["edit_below"] = rng.choice([None, 0.0, 0.7, 1.0])
     return SamplingParams.model_validate(
         {
             "mode": mode,
@@ -46,7 +47,7 @@ def expected(request: Request) -> list[int]:
         if p.mode == "diffusion":
             policy = Policy(*(torch.tensor([value]) for value in policy_fields(p, request.width)))
             return reference.generate_diffusion(
-                MODEL, request.prompt, p.max_tokens, eos, sampling, request.width, policy
+                MODEL, request.prompt, p.max_tokens, eos, sampling, request.width, policy, edit_below(p)
             )
         out = reference.generate_ar(MODEL, request.prompt, p.max_tokens, eos, sampling)
         if p.mode == "verified":
@@ -86,6 +87,17 @@ def test_verified_samples_the_text_of_ar() -> None:
         for mode in ("ar", "verified"):
             params = SamplingParams(mode=mode, max_tokens=25, temperature=1.2, seed=seed)  # type: ignore[arg-type]
             request = engine.request([5, 6, 7], params)
+            list(engine.generate([request]))
+            texts.append(request.completion)
+        assert texts[0] == texts[1]
+
+
+def test_diffusion_that_lets_only_equal_tokens_stand_is_ar() -> None:
+    engine = Engine(MODEL)
+    for threshold in (0.02, 0.5):
+        texts = []
+        for asked in ({"mode": "ar"}, {"mode": "diffusion", "edit_below": 1.0, "threshold": threshold}):
+            request = engine.request([5, 6, 7], SamplingParams.model_validate({"max_tokens": 40, **asked}))
             list(engine.generate([request]))
             texts.append(request.completion)
         assert texts[0] == texts[1]
