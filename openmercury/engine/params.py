@@ -16,9 +16,9 @@ class SamplingParams(Frozen):
     """Per-request settings; every field is honoured in every mode it applies to, or refused.
 
     `threshold`, `steps` and `entropy_bound` choose the unmask policy of `diffusion` (the default is the confidence
-    threshold). `edit_below`: a settled token is replaced when the clean side finds it less than this many times as likely
-    as its own choice; 0 never edits, 1 lets only greedy AR text stand. The other modes refuse all four, since nothing
-    would read them.
+    threshold). `edit_below`: a settled token is replaced when the clean side finds it less than this many times as
+    likely as its own choice; 0 never edits, 1 lets only greedy AR text stand. The other modes refuse all four, since
+    nothing would read them.
     """
 
     mode: Mode = "verified"
