@@ -4,7 +4,6 @@
 
 PYTHON ?=
 TORCH ?= torch==2.13.0
-MODEL ?= models/openmercury-nano
 ARGS ?=
 
 BIN := .venv/bin
@@ -14,20 +13,16 @@ INSTALL := $(PIP) install -c constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo model test check clean
+.PHONY: help demo test check clean
 
 help:
-	@echo "make demo    install, complete the shipped model, and watch it write code"
-	@echo "make model   install and complete the shipped model's weights"
+	@echo "make demo    install, and watch the shipped model write code"
 	@echo "make test    install the developer's tools and run the tests  (ARGS=\"-k name\")"
 	@echo "make check   ruff, mypy and the layers of the imports"
 	@echo "make clean   remove .venv and all caches"
 
-demo: model
+demo: .venv/core
 	@$(BIN)/python -m openmercury.cli.main demo $(ARGS)
-
-model: .venv/core
-	@$(BIN)/python scripts/complete_model.py $(MODEL)
 
 test: .venv/dev
 	@echo "==> pytest"
@@ -46,7 +41,7 @@ check: .venv/dev
 clean:
 	@echo "==> removing .venv and caches"
 	@rm -rf .venv build dist openmercury.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	@for folder in openmercury scripts tests; do \
+	@for folder in openmercury tests; do \
 		if [ -d $$folder ]; then find $$folder -type d -name __pycache__ -prune -exec rm -rf {} +; fi; \
 	done
 

@@ -67,7 +67,7 @@ def examine(model: str | None, device: str, hashes: bool, problems: list[str]) -
     try:
         import torch
     except (ImportError, OSError) as error:
-        problems.append(f"torch cannot be imported ({error}): install it again, `make clean` and `make model` do so")
+        problems.append(f"torch cannot be imported ({error}): install it again, `make clean` and `make demo` do so")
         return facts
     facts["torch"] = {"version": torch.__version__, "threads": torch.get_num_threads(), "gpus": list(_gpus())}
     config = None
@@ -201,7 +201,7 @@ def _model(model: str | None, hashes: bool, problems: list[str]) -> tuple[Facts,
     from openmercury.model.weights import ADAPTER_FILES, base_files, damaged_files
 
     folder = default_model() if model is None else Path(model)
-    remedy = "run `make model` to complete it" if folder == SHIPPED else "fetch it again"
+    remedy = "`git checkout -- models` brings it back" if folder == SHIPPED else "fetch it again"
     if folder == SHIPPED and not (folder / "config.json").exists():
         raise CheckpointError(f"the shipped model is not in {folder}: {remedy}, or give --model")
     config = read_config(folder)
