@@ -8,8 +8,8 @@ from pydantic import Field
 
 from openmercury.config import Frozen
 
-DEFAULT_THRESHOLD = 0.9
-DEFAULT_EDIT_BELOW = 0.3
+DEFAULT_THRESHOLD = 0.3
+DEFAULT_EDIT_BELOW = 1.0
 
 
 class EngineConfig(Frozen):
