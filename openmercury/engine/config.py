@@ -8,7 +8,7 @@ from pydantic import Field
 
 from openmercury.config import Frozen
 
-DEFAULT_THRESHOLD = 0.3
+DEFAULT_THRESHOLD = 0.15
 DEFAULT_EDIT_BELOW = 1.0
 
 
