@@ -21,6 +21,7 @@ from openmercury.engine.params import Mode, SamplingParams
 from openmercury.engine.request import FinishReason, Request
 from openmercury.errors import CheckpointError, ConfigError, EmptyPromptError
 from openmercury.model.config import read_config
+from openmercury.model.packed import pack
 from openmercury.model.weights import Progress, load_model
 from openmercury.text import chat, fim
 from openmercury.text.stream import TextStream
@@ -136,6 +137,7 @@ class LLM:
         self.config = read_config(folder)
         self.tokenizer = Tokenizer.load(folder)
         network = load_model(folder, dtype=kind, device=on, config=self.config, progress=progress)
+        self.packed = pack(network)
         self.engine = Engine(network, engine or EngineConfig.for_device(on.type, self.dtype))
         self.load_seconds = time.monotonic() - begin
 
