@@ -210,7 +210,7 @@ class LLM:
     def _run(self, request: Request, show_draft: bool) -> Iterator[Step]:
         stream = TextStream(self.tokenizer, request.params.stop)
         seen, begin = 0, time.monotonic()
-        for _ in self.engine.generate([request]):
+        for _ in self.engine.generate([request], wait=show_draft):
             seen = _feed(stream, request, seen)
             output = None if request.finish_reason is None else _output(request, stream, time.monotonic() - begin)
             draft = self._draft(request) if show_draft and output is None else ()

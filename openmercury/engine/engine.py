@@ -14,7 +14,7 @@ from openmercury.engine.modes import Shape
 from openmercury.engine.pages import PagePool
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
-from openmercury.engine.runner import Progress, Runner
+from openmercury.engine.runner import Pending, Progress, Runner
 from openmercury.engine.scheduler import Plan, Scheduler
 from openmercury.engine.state import MAX_STOP_IDS, RUNNING, STOP
 from openmercury.errors import ContextOverflowError, EmptyPromptError, InputError, UnsupportedError
@@ -39,6 +39,8 @@ class Engine:
         self.runner = Runner(model, self.config, WIDEST)
         pool = PagePool(self.runner.pages, self.config.page_size, remember=self.config.prefix_cache)
         self.scheduler = Scheduler(self.config, pool)
+        self.launched: list[tuple[list[Request], Pending]] = []
+        self.overlap = self.runner.fused
 
     def request(self, prompt: Sequence[int], params: SamplingParams, eos: Sequence[int] | None = None) -> Request:
         """Check a prompt against the checkpoint; raises InputError or UnsupportedError with the remedy.
@@ -74,23 +76,38 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Is anything waiting or running?"""
-        return bool(self.scheduler.waiting or self.scheduler.running)
+        return bool(self.scheduler.waiting or self.scheduler.running or self.launched)
 
-    def step(self) -> list[Request]:
-        """Run one step and return the requests that went on: their tokens, forwards and finish_reason are current."""
+    def step(self, *, wait: bool = False) -> list[Request]:
+        """Run one step and return the requests that went on: their tokens, forwards and finish_reason are current.
+
+        With `overlap` (the default on CUDA) a step launches its forwards and then reads those of the step before, so
+        the device never waits for the host; a request that has ended takes part in one more forward, to no effect.
+        `wait` reads this step's, too.
+        """
         self._drop_ended()
-        plan = self.scheduler.schedule()
+        moved: list[Request] = []
+        before, self.launched = self.launched, []
+
+        def settle() -> None:
+            moved.extend(self._read(before))
+            before.clear()
+
+        plan = self.scheduler.schedule(settle)
         self._prepare(plan)
         if plan.prefill:
             self.runner.prefill(plan.prefill)
             for request, start, length in plan.prefill:
                 request.written = start + length
-        moved = []
         for shape, requests in plan.decode:
-            moved += self._decode(shape, requests)
+            self.launched.append((requests, self._launch(shape, requests)))
+        settle()
+        if wait or not self.overlap:
+            moved += self._read(self.launched)
+            self.launched = []
         return moved
 
-    def generate(self, requests: list[Request]) -> Iterator[list[Request]]:
+    def generate(self, requests: list[Request], *, wait: bool = False) -> Iterator[list[Request]]:
         """Submit these and step until all are finished; yields those that went on, after each step with any.
 
         A caller ends a request early by setting its `finish_reason`. Leaving the loop ends all of them.
@@ -99,7 +116,7 @@ class Engine:
             self.submit(request)
         try:
             while any(request.finish_reason is None for request in requests):
-                moved = self.step()
+                moved = self.step(wait=wait)
                 if moved:
                     yield moved
         finally:
@@ -144,19 +161,24 @@ class Engine:
         if grown:
             self.runner.set_pages(grown)
 
-    def _decode(self, shape: Shape, requests: list[Request]) -> list[Request]:
+    def _launch(self, shape: Shape, requests: list[Request]) -> Pending:
         slots = [request.slot for request in requests if request.slot is not None]
         sampling = max((request.sampling for request in requests), key=SAMPLINGS.index)
-        for _ in range(self.config.steps_per_sync):
-            self.runner.decode(shape, slots, sampling)
-        most = shape.most_committed * self.config.steps_per_sync
-        for request, progress in zip(requests, self.runner.progress(slots, most), strict=True):
-            _take(request, progress)
-        return requests
+        return self.runner.decode(shape, slots, sampling)
+
+    def _read(self, launched: list[tuple[list[Request], Pending]]) -> list[Request]:
+        """Take what launched forwards gave. One that ended meanwhile takes nothing more, and its slot may be another's."""
+        moved = []
+        for requests, pending in launched:
+            for request, progress in zip(requests, self.runner.results(pending), strict=True):
+                if request.finish_reason is None:
+                    _take(request, progress)
+                    moved.append(request)
+        return moved
 
 
 def _take(request: Request, progress: Progress) -> None:
     request.tokens += progress.tokens
     request.written, request.forwards = progress.written, progress.forwards
-    if progress.done != RUNNING and request.finish_reason is None:
+    if progress.done != RUNNING:
         request.finish_reason = "stop" if progress.done == STOP else "length"

@@ -87,22 +87,25 @@ class PagedAttend:
         self.end_RQ, self.group_RQ = batch.end_RQ.int().contiguous(), batch.group_RQ.int().contiguous()
 
     def __call__(self, layer: int, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor:
+        self.cache.key[layer][self.slot_RQ] = key_BNGE
+        self.cache.value[layer][self.slot_RQ] = value_BNGE
+        return self.read(layer, query_BNHE.contiguous(), (key_BNGE.contiguous(), value_BNGE.contiguous()))
+
+    def read(self, layer: int, query_BNHE: Tensor, new: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Attention after the clean keys are in the cache; `new` holds this forward's keys and values, if noisy."""
         key, value = self.cache.key[layer], self.cache.value[layer]
-        key[self.slot_RQ] = key_BNGE
-        value[self.slot_RQ] = value_BNGE
+        new_key, new_value = new if self.noisy and new is not None else (query_BNHE, query_BNHE)
         rows, queries, heads, size = query_BNHE.shape
-        shared = heads // key_BNGE.shape[2]
+        kv_heads = key.shape[1]
+        shared = heads // kv_heads
         shared_pad = triton.next_power_of_2(shared)
         block_q = max(16 // shared_pad, min(triton.next_power_of_2(queries), 64 // shared_pad), 1)
-        query = query_BNHE if query_BNHE.stride()[2:] == (size, 1) else query_BNHE.contiguous()
-        new_key = key_BNGE if key_BNGE.stride()[2:] == (size, 1) else key_BNGE.contiguous()
-        new_value = value_BNGE if value_BNGE.stride()[2:] == (size, 1) else value_BNGE.contiguous()
-        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        grid = (triton.cdiv(queries, block_q), key_BNGE.shape[2], rows)
+        out = torch.empty_like(query_BNHE)
+        grid = (triton.cdiv(queries, block_q), kv_heads, rows)
         _attend_kernel[grid](
-            query, key, value, new_key, new_value, self.pages_RP, self.end_RQ, self.group_RQ, out,
+            query_BNHE, key, value, new_key, new_value, self.pages_RP, self.end_RQ, self.group_RQ, out,
             size**-0.5, queries, self.pages_RP.shape[1],
-            query.stride(0), query.stride(1), new_key.stride(0), new_key.stride(1),
+            query_BNHE.stride(0), query_BNHE.stride(1), new_key.stride(0), new_key.stride(1),
             new_value.stride(0), new_value.stride(1), key.stride(0),
             SHARE=shared, SHARE_PAD=shared_pad, SIZE=size, PAGE=self.cache.page_size,
             BLOCK_Q=block_q, BLOCK_T=64, NOISY=self.noisy, num_warps=4,

@@ -6,7 +6,8 @@ number of rows, and replayed as one graph; results are read when the host asks f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,8 @@ from openmercury.model.masks import CLEAN
 from openmercury.model.transformer import Attend, Transformer
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+CHUNK_BUCKETS = (32, 64, 128, 256, 512, 1024)
+CAPTURED_PREFILL = 2048  # positions up to which launches, not arithmetic, bound the reading of prompts
 CPU_CONTEXTS = 4  # full contexts the cache of a CPU has room for
 
 
@@ -35,6 +38,26 @@ class Progress(NamedTuple):
     written: int
     forwards: int
     done: int
+
+
+@dataclass
+class Pending:
+    """Results of launched forwards on their way to the host: one row a request, valid once `ready` has passed."""
+
+    packed: Tensor
+    ready: torch.cuda.Event | None
+
+
+@dataclass
+class Captured:
+    """A step as a CUDA graph, with what it reads: [inputs, rows]."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: Tensor
+
+
+def _bucket(size: int, buckets: Sequence[int]) -> int:
+    return next((bucket for bucket in buckets if bucket >= size), size)
 
 
 def policy_fields(params: SamplingParams, width: int) -> tuple[float, int, float]:
@@ -65,7 +88,12 @@ class Runner:
         tokens = config.cache_tokens or self._affordable_tokens(longest)
         self.pages = 1 + -(-tokens // config.page_size)
         self.cache = PagedCache(model.config, self.pages, config.page_size, dtype=self.dtype, device=self.device)
-        self.graphs: dict[tuple[Shape, Sampling, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.graphs: dict[Hashable, Captured] = {}
+        self.network: Callable[..., Tensor] = model
+        if self.fused:
+            from openmercury.engine.fused import FusedTransformer
+
+            self.network = FusedTransformer(model)
 
     def _affordable_tokens(self, longest: int) -> int:
         if self.device.type != "cuda":
@@ -142,27 +170,47 @@ class Runner:
     @torch.inference_mode()
     def prefill(self, spans: Sequence[PrefillSpan]) -> None:
         """Write committed tokens to the cache, many rows at once; nothing is predicted."""
-        rows = self._tensor([span.request.slot for span in spans])
-        start, count = self._tensor([span.start for span in spans]), self._tensor([span.length for span in spans])
-        batch = modes.plan_prefill(self.slots, rows, start, count, max(span.length for span in spans))
-        self.model(batch.ids_RQ, batch.position_RQ, self._attend(batch, rows, noisy=False))
-        self.slots.written[rows] = start + count
+        given = [(span.request.slot, span.start, span.length) for span in spans]
+        columns = max(span.length for span in spans)
+        if self.fused and self.config.graphs and columns * len(spans) <= CAPTURED_PREFILL:
+            columns, size = _bucket(columns, CHUNK_BUCKETS), _bucket(len(spans), ROW_BUCKETS)
+            # Padding writes the first token of slot 0, which nobody reads.
+            self._replay(("prefill", columns, size), given + [(0, 0, 0)] * (size - len(spans)), self._prefill(columns))
+        else:
+            self._prefill(columns)(*self._tensor(given).unbind(1))
+
+    def _prefill(self, columns: int) -> Callable[..., None]:
+        def run(rows: Tensor, start: Tensor, count: Tensor) -> None:
+            batch = modes.plan_prefill(self.slots, rows, start, count, columns)
+            self.network(batch.ids_RQ, batch.position_RQ, self._attend(batch, rows, noisy=False), None)
+            self.slots.written[rows] = start + count
+
+        return run
 
     @torch.inference_mode()
-    def decode(self, shape: Shape, slots: Sequence[int], sampling: Sampling) -> None:
-        """One decoding forward of some slots; results stay on the device."""
-        if self.fused and self.config.graphs:
-            self._replay(shape, slots, sampling)
-            return
-        rows = self._tensor(list(slots))
-        columns = shape.most_columns if self.fused else modes.needed_columns(self.slots, rows, shape)
-        self._step(shape, rows, columns, sampling)
+    def decode(self, shape: Shape, slots: Sequence[int], sampling: Sampling) -> Pending:
+        """Run `steps_per_sync` decoding forwards of some slots; on CUDA they go on while the host does other things."""
+        for _ in range(self.config.steps_per_sync):
+            if self.fused and self.config.graphs:
+                size = _bucket(len(slots), ROW_BUCKETS)
+                padded = [(slot,) for slot in slots] + [(0,)] * (size - len(slots))
+                self._replay((shape, sampling, size), padded, self._decode(shape, sampling))
+            else:
+                self._decode(shape, sampling)(self._tensor(list(slots)))
+        return self._pack(slots, shape.most_committed * self.config.steps_per_sync)
+
+    def _decode(self, shape: Shape, sampling: Sampling) -> Callable[[Tensor], None]:
+        def run(rows: Tensor) -> None:
+            columns = shape.most_columns if self.fused else modes.needed_columns(self.slots, rows, shape)
+            self._step(shape, rows, columns, sampling)
+
+        return run
 
     def _step(self, shape: Shape, rows: Tensor, columns: int, sampling: Sampling) -> None:
         batch = modes.plan(self.slots, rows, shape, columns, self.mask_id)
         noisy = shape.mode != "ar"
         gate = batch.group_RQ >= 0 if noisy else None
-        hidden_RQD = self.model(batch.ids_RQ, batch.position_RQ, self._attend(batch, rows, noisy=noisy), gate)
+        hidden_RQD = self.network(batch.ids_RQ, batch.position_RQ, self._attend(batch, rows, noisy=noisy), gate)
         want_RM1 = batch.want_RM[..., None]
         hidden_RMD = hidden_RQD.gather(1, want_RM1.expand(-1, -1, hidden_RQD.shape[-1]))
         position_RM = batch.position_RQ.gather(1, batch.want_RM) + 1
@@ -192,45 +240,57 @@ class Runner:
         used = 1 + int(torch.where(batch.group_RQ == CLEAN, batch.position_RQ, 0).max())
         return GatherAttend(self.cache, batch, pages_RP, used, noisy=noisy)
 
-    def _replay(self, shape: Shape, slots: Sequence[int], sampling: Sampling) -> None:
-        bucket = next((size for size in ROW_BUCKETS if size >= len(slots)), len(slots))
-        padded = [*slots, *[0] * (bucket - len(slots))]
-        key = (shape, sampling, bucket)
+    def _replay(self, key: Hashable, given: Sequence[tuple[int | None, ...]], step: Callable[..., None]) -> None:
+        """Run `step` over the columns of `given` as a graph, captured when first wanted."""
+        values = self._tensor(list(zip(*given, strict=True)))
         if key not in self.graphs:
-            self.graphs[key] = self._capture(shape, bucket, sampling)
-        graph, rows = self.graphs[key]
-        rows.copy_(torch.tensor(padded), non_blocking=True)
-        graph.replay()
+            self.graphs[key] = self._capture(step, values.shape)
+        captured = self.graphs[key]
+        captured.inputs.copy_(values)
+        captured.graph.replay()
 
-    def _capture(self, shape: Shape, bucket: int, sampling: Sampling) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """Capture one step over `bucket` rows of slot 0, which is always finished: nothing changes but scratch."""
-        rows = torch.zeros(bucket, dtype=torch.long, device=self.device)
+    def _capture(self, step: Callable[..., None], shape: torch.Size) -> Captured:
+        """Capture one step over rows of slot 0, which is always finished: nothing changes but scratch."""
+        inputs = torch.zeros(shape, dtype=torch.long, device=self.device)
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             for _ in range(2):
-                self._step(shape, rows, shape.most_columns, sampling)
+                step(*inputs)
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        pool = next((graph_.pool() for graph_, _ in self.graphs.values()), None)
+        pool = next((captured.graph.pool() for captured in self.graphs.values()), None)
         with torch.cuda.graph(graph, pool=pool):
-            self._step(shape, rows, shape.most_columns, sampling)
-        return graph, rows
+            step(*inputs)
+        return Captured(graph, inputs)
 
     # --- results -----------------------------------------------------------------------------------------------------
 
-    def progress(self, slots: Sequence[int], most: int) -> list[Progress]:
-        """What rows gained since the last call, at most `most` tokens each: one copy from the device."""
+    def _pack(self, slots: Sequence[int], most: int) -> Pending:
+        """What rows gained since the last call, at most `most` tokens each, as one copy from the device."""
         rows = self._tensor(list(slots))
         state, seen = self.slots, self.slots.seen[rows]
+        length = state.length[rows]
         window = (seen[:, None] + torch.arange(most, device=self.device)).clamp(max=state.text.shape[1] - 1)
-        facts = (state.length[rows] - seen, state.written[rows], state.forwards[rows], state.done[rows])
+        facts = (length - seen, state.written[rows], state.forwards[rows], state.done[rows])
         packed = torch.cat((torch.stack(facts, dim=1), state.text[rows[:, None], window].long()), dim=1)
-        state.seen[rows] = state.length[rows]
-        return [Progress(row[4 : 4 + row[0]], row[1], row[2], row[3]) for row in packed.tolist()]
+        state.seen[rows] = length
+        if not self.fused:
+            return Pending(packed, None)
+        host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True).copy_(packed, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record()
+        return Pending(host, ready)
+
+    def results(self, pending: Pending) -> list[Progress]:
+        """Wait for launched forwards and read what each row gained."""
+        if pending.ready is not None:
+            pending.ready.synchronize()
+        return [Progress(row[4 : 4 + row[0]], row[1], row[2], row[3]) for row in pending.packed.tolist()]
 
     def _tensor(self, values: Sequence[object]) -> Tensor:
-        return torch.tensor(values, device=self.device)
+        given = torch.tensor(values)
+        return given.pin_memory().to(self.device, non_blocking=True) if self.fused else given
 
 
 def _stop_row(request: Request) -> list[int]:

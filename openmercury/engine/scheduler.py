@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -54,14 +55,17 @@ class Scheduler:
             request.expires = time.monotonic() + request.params.deadline
         self.waiting.append(request)
 
-    def schedule(self) -> Plan:
-        """The next step. Finished requests must have been released before."""
+    def schedule(self, settle: Callable[[], None] = lambda: None) -> Plan:
+        """The next step. Finished requests must have been released before.
+
+        `settle` brings all requests up to date with forwards still under way; it is called before one is preempted.
+        """
         plan = Plan()
         self._admit(plan)
         self._plan_prefill(plan)
         ready = [request for request in self.running if not request.unwritten]
         for request in ready:
-            self._grow(request, plan)
+            self._grow(request, plan, settle)
         ready = [request for request in ready if request.slot is not None]
         for mode in ("ar", "verified", "diffusion"):
             group = [request for request in ready if request.mode == mode]
@@ -113,17 +117,18 @@ class Scheduler:
             longest = max(longest, count)
             plan.prefill.append(PrefillSpan(request, request.written, count))
 
-    def _grow(self, request: Request, plan: Plan) -> None:
-        """Pages for all that the coming forwards may write; the youngest requests give way."""
+    def _grow(self, request: Request, plan: Plan, settle: Callable[[], None]) -> None:
+        """Pages for all that the forwards under way and the coming ones may write; the youngest requests give way."""
         if request.slot is None:
             return
         gain = Shape(request.mode, request.width).most_committed
         ahead = request.width if request.mode == "verified" else 0
-        reach = min(request.limit, len(request.tokens) + gain * self.config.steps_per_sync + ahead)
+        reach = min(request.limit, len(request.tokens) + 2 * gain * self.config.steps_per_sync + ahead)
         missing = self._pages_for(reach) - len(request.pages)
         if missing <= 0:
             return
         while (taken := self.pool.take(missing)) is None:
+            settle()
             victim = self.running[-1]
             assert victim.slot is not None
             # One admitted only now has nothing on the device yet: its slot still holds another request's state.

@@ -3,13 +3,17 @@ GPU, interpreted with TRITON_INTERPRET=1 elsewhere."""
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 from openmercury.diffusion.sample import RowParams, choose
 from openmercury.engine.cache import GatherAttend, PagedCache
+from openmercury.engine.fused import FusedTransformer
 from openmercury.engine.kernels import PagedAttend, choose_fused
 from openmercury.engine.modes import NOWHERE, ForwardBatch
 from openmercury.model.config import ModelConfig
+from tests import tiny
 
 
 def let_numpy_2_4_index() -> None:
@@ -88,6 +92,35 @@ def rows_of_logits(rows: int, dtype: torch.dtype) -> None:
         torch.testing.assert_close(slow.entropy_M, fast.entropy_M, rtol=1e-3, atol=1e-4)
 
 
+def network(architecture: str, dtype: torch.dtype, bound: float, rows: int = 2) -> None:
+    """Hidden states of the fused network and of the plain one: clean with a cache, then drafts with noise."""
+    model = tiny.network(dtype=torch.float32, of=tiny.config(architecture)).to(DEVICE, dtype)
+    for parameter in model.parameters():
+        parameter.data *= 0.4
+    pages = 1 + torch.arange(rows * 2, device=DEVICE).view(rows, 2).int()
+    caches = [PagedCache(model.config, 1 + rows * 2, 16, dtype=dtype, device=DEVICE) for _ in range(2)]
+    slow_model, fast_model = model, FusedTransformer(copy.deepcopy(model))
+    ids = torch.randint(0, tiny.MASK, (rows, 20), device=DEVICE)
+    position = torch.arange(20, device=DEVICE).expand(rows, -1)
+    group = torch.where(position < 14, -1, 0)
+    steps = [  # (columns of `position`, group, noise)
+        (slice(0, 10), torch.full_like(position[:, :10], -1), False),
+        (slice(10, 20), group[:, 10:], True),
+        (slice(10, 11), group[:, 10:11], False),
+    ]
+    for columns, own, noisy in steps:
+        where = position[:, columns]
+        end = torch.where(own == -1, where + 1, 14)
+        given = torch.where(own == -1, ids[:, columns], tiny.MASK)
+        batch = ForwardBatch(given, where, end, own, torch.empty(rows, 0))
+        gate = own >= 0 if noisy else None
+        slow = slow_model(given, where, GatherAttend(caches[0], batch, pages, 32, noisy=noisy), gate)
+        fast = fast_model(given, where, PagedAttend(caches[1], batch, pages, noisy=noisy), gate)
+        error = (fast - slow).float().norm() / slow.float().norm()
+        assert error < bound, (architecture, dtype, noisy, float(error))
+        torch.testing.assert_close(caches[0].key[:, 16:], caches[1].key[:, 16:], atol=bound * 30, rtol=bound * 10)
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     interpreted = DEVICE.type == "cpu"
@@ -100,5 +133,10 @@ if __name__ == "__main__":
         attention(*size, torch.float32, 1e-5)
         if not interpreted:
             attention(*size, torch.bfloat16, 1e-2)
+    for architecture in ("qwen2", "llama", "qwen3"):
+        with torch.inference_mode():
+            network(architecture, torch.float32, 1e-4)
+            if not interpreted:
+                network(architecture, torch.bfloat16, 3e-2, rows=5)
     rows_of_logits(3 if interpreted else 300, torch.float32)
     print("kernels agree with their twins")

@@ -55,8 +55,8 @@ def expected(request: Request) -> list[int]:
         return out
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_equals_reference(seed: int) -> None:
+def random_schedule(seed: int) -> None:
+    """Requests arrive, are aborted, preempted and share prefixes at random; each text is the reference's, or begins it."""
     rng = random.Random(seed)
     config = EngineConfig(
         draft_width=rng.randint(1, 6),
@@ -69,14 +69,43 @@ def test_equals_reference(seed: int) -> None:
         head_rows=rng.choice([5, 2048]),
     )
     engine = Engine(MODEL, config)
-    requests = [
-        engine.request([rng.randrange(63) for _ in range(rng.randint(1, 9))], random_params(rng))
-        for _ in range(rng.randint(1, 5))
+    engine.overlap = rng.random() < 0.5
+    common = [rng.randrange(63) for _ in range(6)]
+    prompts = [
+        common[: rng.choice([0, 6])] + [rng.randrange(63) for _ in range(rng.randint(1, 9))]
+        for _ in range(rng.randint(1, 6))
     ]
-    for _ in engine.generate(requests):
-        pass
+    arriving = [engine.request(prompt, random_params(rng)) for prompt in prompts]
+    requests, aborted = list(arriving), set()
+    while arriving or engine.busy:
+        while arriving and rng.random() < 0.6:
+            engine.submit(arriving.pop())
+        running = [request for request in requests if request.slot is not None and request.finish_reason is None]
+        if running and rng.random() < 0.03:
+            victim = rng.choice(running)
+            victim.finish_reason = "stop"
+            aborted.add(id(victim))
+        engine.step(wait=rng.random() < 0.2)
+        engine.check_integrity()
     for request in requests:
-        assert request.completion == expected(request), request.params
+        whole = expected(request)
+        if id(request) in aborted:
+            assert request.completion == whole[: len(request.completion)], request.params
+        else:
+            assert request.completion == whole, request.params
+    pool = engine.scheduler.pool
+    assert pool.available == pool.capacity
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_equals_reference(seed: int) -> None:
+    random_schedule(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(30, 200))
+def test_equals_reference_long(seed: int) -> None:
+    random_schedule(seed)
 
 
 def test_verified_samples_the_text_of_ar() -> None:
