@@ -167,7 +167,7 @@ class Engine:
         return self.runner.decode(shape, slots, sampling)
 
     def _read(self, launched: list[tuple[list[Request], Pending]]) -> list[Request]:
-        """Take what launched forwards gave. One that ended meanwhile takes nothing more, and its slot may be another's."""
+        """Take what launched forwards gave. One that ended meanwhile takes nothing more."""
         moved = []
         for requests, pending in launched:
             for request, progress in zip(requests, self.runner.results(pending), strict=True):

@@ -203,7 +203,7 @@ class FusedTransformer:
         config, model = self.config, self.model
         x = model.embed(ids_RQ, noisy_RQ).flatten(0, 1)
         noisy = noisy_RQ is not None and self.rank > 0
-        gate = noisy_RQ.flatten().to(torch.int8) if noisy_RQ is not None else x
+        gate = x if noisy_RQ is None else noisy_RQ.flatten().to(torch.int8)
         position = position_RQ.flatten().clamp(max=config.max_context - 1)
         slot = attend.slot_RQ.flatten()
         rows, queries, e = *ids_RQ.shape, config.head_size

@@ -94,7 +94,8 @@ def rows_of_logits(rows: int, dtype: torch.dtype) -> None:
 
 def network(architecture: str, dtype: torch.dtype, bound: float, rows: int = 2) -> None:
     """Hidden states of the fused network and of the plain one: clean with a cache, then drafts with noise."""
-    model = tiny.network(dtype=torch.float32, of=tiny.config(architecture)).to(DEVICE, dtype)
+    config = tiny.config(architecture).model_copy(update={"head_size": 32})  # the least that tensor cores take is 16
+    model = tiny.network(dtype=torch.float32, of=config).to(DEVICE, dtype)
     for parameter in model.parameters():
         parameter.data *= 0.4
     pages = 1 + torch.arange(rows * 2, device=DEVICE).view(rows, 2).int()

@@ -56,7 +56,7 @@ def expected(request: Request) -> list[int]:
 
 
 def random_schedule(seed: int) -> None:
-    """Requests arrive, are aborted, preempted and share prefixes at random; each text is the reference's, or begins it."""
+    """Requests arrive, are aborted, preempted and share prefixes; each text is the reference's, or begins it."""
     rng = random.Random(seed)
     config = EngineConfig(
         draft_width=rng.randint(1, 6),
