@@ -177,10 +177,15 @@ class LLM:
         prompts: Sequence[Sequence[int]],
         params: SamplingParams | Sequence[SamplingParams],
         on_progress: Callable[[int, int], None] | None = None,
+        *,
+        concurrency: int | None = None,
+        on_tokens: Callable[[int, int], None] | None = None,
     ) -> list[Output]:
         """Decode prompts of token ids together; `on_progress(finished, total)` is called after each forward.
 
-        `usage.seconds` is the time of the whole batch up to the request's end.
+        `concurrency` bounds how many are under way at once; the next begins when one finishes. `on_tokens(index,
+        tokens)` tells the completion tokens of a request whenever it goes on. `usage.seconds` is the time of the whole
+        batch up to the request's end.
         """
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
         requests = [self.engine.request(ids, one) for ids, one in zip(prompts, each, strict=True)]
@@ -189,9 +194,11 @@ class LLM:
         outputs: dict[int, Output] = {}
         index = {id(request): number for number, request in enumerate(requests)}
         begin = time.monotonic()
-        for running in self.engine.generate(requests) if requests else ():
+        for running in self.engine.generate(requests, concurrency=concurrency) if requests else ():
             for request in running:
                 number = index[id(request)]
+                if on_tokens is not None:
+                    on_tokens(number, len(request.completion))
                 if request.params.stop or request.finish_reason is not None:
                     seen[number] = _feed(streams[number], request, seen[number])
                 if request.finish_reason is not None:

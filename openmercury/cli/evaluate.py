@@ -59,7 +59,7 @@ def humaneval(
     dtype: Annotated[DtypeName, option("Number format of the weights.", panel=MODEL)] = "auto",
     mode: Annotated[ModeName, option("verified gives ar's text, in fewer forwards.", panel=DECODING)] = "verified",
     threshold: Annotated[
-        float | None, option("diffusion: accept predictions at least this sure. [default: 0.9]", panel=DECODING)
+        float | None, option("diffusion: accept predictions at least this sure. [default: 0.15]", panel=DECODING)
     ] = None,
     edit_below: Annotated[
         float | None, option("diffusion: replace a token this unlikely beside the clean choice.", panel=DECODING)
@@ -150,7 +150,7 @@ def _generate(
     llm = generate.load(settings)
     answers: list[Sample] = []
     begin = time.monotonic()
-    with _progress("answering", len(tasks)) as advance:
+    with progress("answering", len(tasks)) as advance:
         for batch in benchmark.generate(llm, tasks, settings.sampling(), batch_size, advance):
             answers += batch
             if keep is not None:
@@ -172,7 +172,7 @@ def _generate(
 def _judge(tasks: Sequence[Task], answers: Sequence[Sample]) -> dict[str, Any]:
     from openmercury.eval import humaneval as benchmark
 
-    with _progress("judging", len(answers)) as advance:
+    with progress("judging", len(answers)) as advance:
         verdicts = benchmark.score(tasks, answers, advance)
     passed = sum(verdict.passed for verdict in verdicts.values())
     return {
@@ -189,7 +189,7 @@ def _told(verdict: Verdict) -> str:
 
 
 @contextlib.contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
+def progress(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr; yields `advance(finished, total)`. Silent in pipes."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

@@ -51,7 +51,7 @@ class Settings:
     top_k: Annotated[int, option("Sample from this many tokens; 0 is all.", panel=DECODING)] = 0
     seed: Annotated[int, option("Seed of the sampling.", panel=DECODING)] = 0
     threshold: Annotated[
-        float | None, option("diffusion: accept predictions at least this sure. Default: 0.9.", panel=DECODING)
+        float | None, option("diffusion: accept predictions at least this sure. Default: 0.15.", panel=DECODING)
     ] = None
     steps: Annotated[int | None, option("diffusion: forwards for each block, instead.", panel=DECODING)] = None
     entropy_bound: Annotated[

@@ -6,6 +6,7 @@ One `step` is: schedule → prefill → decoding forwards → read what happened
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 from openmercury.diffusion.sample import Sampling
@@ -107,18 +108,24 @@ class Engine:
             self.launched = []
         return moved
 
-    def generate(self, requests: list[Request], *, wait: bool = False) -> Iterator[list[Request]]:
+    def generate(
+        self, requests: list[Request], *, wait: bool = False, concurrency: int | None = None
+    ) -> Iterator[list[Request]]:
         """Submit these and step until all are finished; yields those that went on, after each step with any.
 
-        A caller ends a request early by setting its `finish_reason`. Leaving the loop ends all of them.
+        With `concurrency` that many are submitted, and one more whenever one finishes (a closed loop). A caller ends a
+        request early by setting its `finish_reason`. Leaving the loop ends all of them.
         """
-        for request in requests:
-            self.submit(request)
+        coming, submitted = deque(requests), list[Request]()
         try:
-            while any(request.finish_reason is None for request in requests):
+            while coming or submitted:
+                while coming and (concurrency is None or len(submitted) < concurrency):
+                    submitted.append(coming.popleft())
+                    self.submit(submitted[-1])
                 moved = self.step(wait=wait)
                 if moved:
                     yield moved
+                submitted = [request for request in submitted if request.finish_reason is None]
         finally:
             for request in requests:
                 if request.finish_reason is None:

@@ -276,14 +276,15 @@ class FusedTransformer:
         query = torch.empty(n, h * e, dtype=h_ND.dtype, device=h_ND.device)
         # Without noise nobody reads the forward's own keys: they are in the cache.
         key, value = torch.empty(2, n if noisy else 0, g * e, dtype=h_ND.dtype, device=h_ND.device)
-        bias = layer.qkv.bias if layer.qkv.bias is not None else s
+        bias: Tensor | None = layer.qkv.bias
         head_norm = config.qk_norm
         block_n = MIN_DOT if noisy else 1
         _qkv_kernel[(triton.cdiv(n, block_n), h + 2 * g)](
-            s, bias, b, gate, layer.q_norm.weight if head_norm else s, layer.k_norm.weight if head_norm else s,
+            s, s if bias is None else bias, b, gate,
+            layer.q_norm.weight if head_norm else s, layer.k_norm.weight if head_norm else s,
             self.cos, self.sin, position, slot, query, key, value,
             attend.cache.key[index], attend.cache.value[index], n, s.stride(0), config.norm_eps,
             H=h, G=g, E=e, HALF_PAD=max(MIN_DOT, triton.next_power_of_2(e // 2)), BLOCK_N=block_n,
-            BIAS=layer.qkv.bias is not None, HEAD_NORM=head_norm, NOISY=noisy, **self._ranks(), num_warps=4,
+            BIAS=bias is not None, HEAD_NORM=head_norm, NOISY=noisy, **self._ranks(), num_warps=4,
         )  # fmt: skip
         return query, key, value

@@ -22,7 +22,7 @@ def _attend_kernel(
     scale, queries, pages_per_row,
     stride_qr, stride_qn, stride_kr, stride_kn, stride_vr, stride_vn, stride_slot,
     SHARE: tl.constexpr, SHARE_PAD: tl.constexpr, SIZE: tl.constexpr, PAGE: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_T: tl.constexpr, NOISY: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_NEW: tl.constexpr, NOISY: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_Q positions × SHARE_PAD query heads of one KV head of one row, over pages, then its groups."""
     tile, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -40,13 +40,17 @@ def _attend_kernel(
     total = tl.zeros([BLOCK_Q * SHARE_PAD], tl.float32)
     acc = tl.zeros([BLOCK_Q * SHARE_PAD, SIZE], tl.float32)
     last = tl.max(end_m, 0)
+    # Page numbers are read one round ahead: keys then wait for one load, not for two in turn.
+    t = tl.arange(0, BLOCK_T)
+    page = tl.load(pages + row * pages_per_row + t // PAGE, mask=t < last, other=0)
     for t0 in range(0, last, BLOCK_T):
         t = t0 + tl.arange(0, BLOCK_T)
         inside = t < last
-        page = tl.load(pages + row * pages_per_row + t // PAGE, mask=inside, other=0)
         slot = (page.to(tl.int64) * PAGE + t % PAGE) * stride_slot + head * SIZE
         k = tl.load(stored_key + slot[:, None] + e[None, :], mask=inside[:, None], other=0.0)
         v = tl.load(stored_value + slot[:, None] + e[None, :], mask=inside[:, None], other=0.0)
+        coming = t + BLOCK_T
+        page = tl.load(pages + row * pages_per_row + coming // PAGE, mask=coming < last, other=0)
         score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         score = tl.where(t[None, :] < end_m[:, None], score, -1e30)
         new_best = tl.maximum(best, tl.max(score, 1))
@@ -56,8 +60,8 @@ def _attend_kernel(
         acc = acc * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
         best = new_best
     if NOISY:
-        for t0 in range(0, queries, BLOCK_T):
-            t = t0 + tl.arange(0, BLOCK_T)
+        for t0 in range(0, queries, BLOCK_NEW):
+            t = t0 + tl.arange(0, BLOCK_NEW)
             inside = t < queries
             group_t = tl.load(group + row * queries + t, mask=inside, other=-3)
             k_at = new_key + row * stride_kr + t[:, None] * stride_kn + head * SIZE + e[None, :]
@@ -76,6 +80,9 @@ def _attend_kernel(
     result = acc / tl.where(total > 0, total, 1.0)[:, None]
     out_at = out + ((row * queries + n)[:, None] * (tl.num_programs(1) * SHARE) + (head * SHARE + h)[:, None]) * SIZE
     tl.store(out_at + e[None, :], result.to(out.dtype.element_ty), mask=real[:, None])
+
+
+BLOCK_T, WARPS = 64, 4  # keys read at once, and by how many warps
 
 
 class PagedAttend:
@@ -108,7 +115,7 @@ class PagedAttend:
             query_BNHE.stride(0), query_BNHE.stride(1), new_key.stride(0), new_key.stride(1),
             new_value.stride(0), new_value.stride(1), key.stride(0),
             SHARE=shared, SHARE_PAD=shared_pad, SIZE=size, PAGE=self.cache.page_size,
-            BLOCK_Q=block_q, BLOCK_T=64, NOISY=self.noisy, num_warps=4,
+            BLOCK_Q=block_q, BLOCK_T=BLOCK_T, BLOCK_NEW=64 if queries > 32 else 32, NOISY=self.noisy, num_warps=WARPS,
         )  # fmt: skip
         return out
 
