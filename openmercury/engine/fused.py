@@ -25,6 +25,7 @@ from openmercury.model.adapter import GatedLoRA, LayerAdapter
 from openmercury.model.transformer import Layer, Transformer
 
 MIN_DOT = 16  # tl.dot takes no smaller side
+MANY = 512  # positions from which large tiles are faster (measured on an H100)
 
 
 @triton.jit
@@ -246,9 +247,9 @@ class FusedTransformer:
         if not noisy:
             return s
         n, d = x_ND.shape
-        grid = (triton.cdiv(n, MIN_DOT), triton.cdiv(d, 64))
-        _residual_kernel[grid](
-            x_ND, s, b, gate, n, s.stride(0), D=d, BLOCK_N=MIN_DOT, BLOCK_D=64, **self._ranks(), num_warps=4
+        block_n = MIN_DOT if n < MANY else 64
+        _residual_kernel[(triton.cdiv(n, block_n), triton.cdiv(d, 64))](
+            x_ND, s, b, gate, n, s.stride(0), D=d, BLOCK_N=block_n, BLOCK_D=64, **self._ranks(), num_warps=4
         )
         return None
 
@@ -257,8 +258,9 @@ class FusedTransformer:
         s = self._product(h_ND, stacked, b, noisy)
         n, f = len(h_ND), self.config.d_ffn
         out = torch.empty(n, f, dtype=h_ND.dtype, device=h_ND.device)
-        block_n = MIN_DOT if noisy else 1
-        block_f = 64 if noisy else 512
+        block_n, block_f = 1, 512
+        if noisy:
+            block_n, block_f = MIN_DOT if n < 64 else 64, 32 if n < MANY else 64
         _silu_kernel[(triton.cdiv(n, block_n), triton.cdiv(f, block_f))](
             s, b, gate, out, n, s.stride(0), F=f, BLOCK_N=block_n, BLOCK_F=block_f, NOISY=noisy, **self._ranks(),
             num_warps=4,

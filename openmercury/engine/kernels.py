@@ -18,14 +18,20 @@ from openmercury.engine.modes import ForwardBatch
 
 @triton.jit
 def _attend_kernel(
-    query, stored_key, stored_value, new_key, new_value, pages, end, group, out,
+    query, stored_key, stored_value, new_key, new_value, pages, end, group, out, stats,
     scale, queries, pages_per_row,
     stride_qr, stride_qn, stride_kr, stride_kn, stride_vr, stride_vn, stride_slot,
     SHARE: tl.constexpr, SHARE_PAD: tl.constexpr, SIZE: tl.constexpr, PAGE: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_NEW: tl.constexpr, NOISY: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_NEW: tl.constexpr, SPLITS: tl.constexpr,
+    NOISY: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_Q positions × SHARE_PAD query heads of one KV head of one row, over pages, then its groups."""
-    tile, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    """One program: BLOCK_Q positions × SHARE_PAD query heads of one KV head of one row, over pages, then its groups.
+
+    With SPLITS > 1 it reads one run of the pages (the last also the groups) and leaves an unscaled sum with its maximum
+    and total in `stats`, for `_combine_kernel`.
+    """
+    tile, head = tl.program_id(0), tl.program_id(1)
+    row, split = tl.program_id(2) // SPLITS, tl.program_id(2) % SPLITS
     m = tl.arange(0, BLOCK_Q * SHARE_PAD)
     e = tl.arange(0, SIZE)
     n = tile * BLOCK_Q + m // SHARE_PAD
@@ -41,9 +47,11 @@ def _attend_kernel(
     acc = tl.zeros([BLOCK_Q * SHARE_PAD, SIZE], tl.float32)
     last = tl.max(end_m, 0)
     # Page numbers are read one round ahead: keys then wait for one load, not for two in turn.
-    t = tl.arange(0, BLOCK_T)
+    run = tl.cdiv(tl.cdiv(last, SPLITS), BLOCK_T) * BLOCK_T
+    first, last = split * run, tl.minimum(last, (split + 1) * run)
+    t = first + tl.arange(0, BLOCK_T)
     page = tl.load(pages + row * pages_per_row + t // PAGE, mask=t < last, other=0)
-    for t0 in range(0, last, BLOCK_T):
+    for t0 in range(first, last, BLOCK_T):
         t = t0 + tl.arange(0, BLOCK_T)
         inside = t < last
         slot = (page.to(tl.int64) * PAGE + t % PAGE) * stride_slot + head * SIZE
@@ -60,29 +68,53 @@ def _attend_kernel(
         acc = acc * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
         best = new_best
     if NOISY:
-        for t0 in range(0, queries, BLOCK_NEW):
-            t = t0 + tl.arange(0, BLOCK_NEW)
-            inside = t < queries
-            group_t = tl.load(group + row * queries + t, mask=inside, other=-3)
-            k_at = new_key + row * stride_kr + t[:, None] * stride_kn + head * SIZE + e[None, :]
-            v_at = new_value + row * stride_vr + t[:, None] * stride_vn + head * SIZE + e[None, :]
-            k = tl.load(k_at, mask=inside[:, None], other=0.0)
-            v = tl.load(v_at, mask=inside[:, None], other=0.0)
+        for n0 in range(0, tl.where(split == SPLITS - 1, queries, 0), BLOCK_NEW):
+            other = n0 + tl.arange(0, BLOCK_NEW)
+            there = other < queries
+            group_t = tl.load(group + row * queries + other, mask=there, other=-3)
+            k_at = new_key + row * stride_kr + other[:, None] * stride_kn + head * SIZE + e[None, :]
+            v_at = new_value + row * stride_vr + other[:, None] * stride_vn + head * SIZE + e[None, :]
+            new_k = tl.load(k_at, mask=there[:, None], other=0.0)
+            new_v = tl.load(v_at, mask=there[:, None], other=0.0)
             sees = (group_m[:, None] == group_t[None, :]) & (group_t >= 0)[None, :]
-            score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-            score = tl.where(sees, score, -1e30)
-            new_best = tl.maximum(best, tl.max(score, 1))
-            p = tl.where(sees, tl.exp(score - new_best[:, None]), 0.0)
-            fade = tl.exp(best - new_best)
-            total = total * fade + tl.sum(p, 1)
-            acc = acc * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-            best = new_best
-    result = acc / tl.where(total > 0, total, 1.0)[:, None]
-    out_at = out + ((row * queries + n)[:, None] * (tl.num_programs(1) * SHARE) + (head * SHARE + h)[:, None]) * SIZE
-    tl.store(out_at + e[None, :], result.to(out.dtype.element_ty), mask=real[:, None])
+            near = tl.dot(q, tl.trans(new_k), input_precision="ieee") * scale
+            near = tl.where(sees, near, -1e30)
+            top = tl.maximum(best, tl.max(near, 1))
+            weight = tl.where(sees, tl.exp(near - top[:, None]), 0.0)
+            shrink = tl.exp(best - top)
+            total = total * shrink + tl.sum(weight, 1)
+            acc = acc * shrink[:, None] + tl.dot(weight.to(new_v.dtype), new_v, input_precision="ieee")
+            best = top
+    at_head = (row * queries + n) * (tl.num_programs(1) * SHARE) + head * SHARE + h
+    if SPLITS == 1:
+        result = acc / tl.where(total > 0, total, 1.0)[:, None]
+        tl.store(out + at_head[:, None] * SIZE + e[None, :], result.to(out.dtype.element_ty), mask=real[:, None])
+    else:
+        at_part = at_head * SPLITS + split
+        tl.store(out + at_part[:, None] * SIZE + e[None, :], acc, mask=real[:, None])
+        tl.store(stats + at_part * 2, best, mask=real)
+        tl.store(stats + at_part * 2 + 1, total, mask=real)
+
+
+@triton.jit
+def _combine_kernel(part, stats, out, heads, SIZE: tl.constexpr, SPLITS: tl.constexpr, BLOCK_H: tl.constexpr):
+    """One program: BLOCK_H query heads; the parts of each, weighted by their share of the softmax."""
+    h = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
+    s, e = tl.arange(0, SPLITS), tl.arange(0, SIZE)
+    real = h < heads
+    at = h[:, None] * SPLITS + s[None, :]
+    best = tl.load(stats + at * 2, mask=real[:, None], other=-1e30)
+    total = tl.load(stats + at * 2 + 1, mask=real[:, None], other=0.0)
+    weight = tl.exp(best - tl.max(best, 1)[:, None])
+    sum_ = tl.sum(weight * total, 1)
+    parts = tl.load(part + at[:, :, None] * SIZE + e[None, None, :], mask=real[:, None, None], other=0.0)
+    result = tl.sum(parts * weight[:, :, None], 1) / tl.where(sum_ > 0, sum_, 1.0)[:, None]
+    tl.store(out + h[:, None] * SIZE + e[None, :], result.to(out.dtype.element_ty), mask=real[:, None])
 
 
 BLOCK_T, WARPS = 64, 4  # keys read at once, and by how many warps
+MOST_SPLITS, PROCESSORS = 8, 132  # runs of pages read side by side, while an H100 has processors left for them
+BLOCK_H = 4
 
 
 class PagedAttend:
@@ -108,15 +140,27 @@ class PagedAttend:
         shared_pad = triton.next_power_of_2(shared)
         block_q = max(16 // shared_pad, min(triton.next_power_of_2(queries), 64 // shared_pad), 1)
         out = torch.empty_like(query_BNHE)
-        grid = (triton.cdiv(queries, block_q), kv_heads, rows)
+        tiles = triton.cdiv(queries, block_q) * kv_heads * rows
+        splits = max(1, min(MOST_SPLITS, 1 << (PROCESSORS // tiles).bit_length() - 1)) if tiles <= PROCESSORS else 1
+        count = rows * queries * heads * splits
+        part, stats = out, out
+        if splits > 1:
+            part, stats = (torch.empty(count * each, dtype=torch.float32, device=out.device) for each in (size, 2))
+        grid = (triton.cdiv(queries, block_q), kv_heads, rows * splits)
         _attend_kernel[grid](
-            query_BNHE, key, value, new_key, new_value, self.pages_RP, self.end_RQ, self.group_RQ, out,
+            query_BNHE, key, value, new_key, new_value, self.pages_RP, self.end_RQ, self.group_RQ, part, stats,
             size**-0.5, queries, self.pages_RP.shape[1],
             query_BNHE.stride(0), query_BNHE.stride(1), new_key.stride(0), new_key.stride(1),
             new_value.stride(0), new_value.stride(1), key.stride(0),
             SHARE=shared, SHARE_PAD=shared_pad, SIZE=size, PAGE=self.cache.page_size,
-            BLOCK_Q=block_q, BLOCK_T=BLOCK_T, BLOCK_NEW=64 if queries > 32 else 32, NOISY=self.noisy, num_warps=WARPS,
+            BLOCK_Q=block_q, BLOCK_T=BLOCK_T, BLOCK_NEW=64 if queries > 32 else 32, SPLITS=splits, NOISY=self.noisy,
+            num_warps=WARPS,
         )  # fmt: skip
+        if splits > 1:
+            every = rows * queries * heads
+            _combine_kernel[(triton.cdiv(every, BLOCK_H),)](
+                part, stats, out, every, SIZE=size, SPLITS=splits, BLOCK_H=BLOCK_H, num_warps=4
+            )
         return out
 
 
