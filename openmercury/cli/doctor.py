@@ -6,11 +6,12 @@ matrix of the model over 1, 8 and 32 positions and scales it to all weights: wha
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -154,8 +155,10 @@ def _choice(device: str) -> tuple[str, str, str]:
 
 
 def _probe(device: str, config: ModelConfig | None) -> dict[str, dict[str, float]]:
-    """Milliseconds of a forward's matrix products, by number format and positions."""
+    """Milliseconds of a forward's matrix products, by number format and positions; packed where decoding packs them."""
     import torch
+
+    from openmercury.model.packed import PackedLinear, can_pack
 
     width, rows, weights = SHIPPED_SHAPE if config is None else (config.d_model, 2 * config.d_ffn, _weights(config))
     rows = min(rows, PROBE_ELEMENTS // width)
@@ -164,20 +167,26 @@ def _probe(device: str, config: ModelConfig | None) -> dict[str, dict[str, float
     found: dict[str, dict[str, float]] = {}
     for dtype in (torch.float32, torch.bfloat16):
         matrices = [torch.full((rows, width), 0.01, dtype=dtype, device=device) for _ in range(copies)]
-        times = {n: _seconds(matrices, torch.ones(n, width, dtype=dtype, device=device)) for n in POSITIONS}
+        linear = torch.nn.functional.linear
+        products: list[Callable[[torch.Tensor], torch.Tensor]]
+        products = [functools.partial(linear, weight=matrix) for matrix in matrices]
+        if device == "cpu" and can_pack(dtype):
+            products = [PackedLinear(matrix, None) for matrix in matrices]
+        del matrices
+        times = {n: _seconds(products, torch.ones(n, width, dtype=dtype, device=device)) for n in POSITIONS}
         found[str(dtype).removeprefix("torch.")] = {str(n): round(1e3 * scale * s, 1) for n, s in times.items()}
     return found
 
 
-def _seconds(matrices: list[torch.Tensor], x_ND: torch.Tensor) -> float:
-    """Least time of one pass over all matrices; the first pass is not counted."""
+def _seconds(products: Sequence[Callable[[torch.Tensor], torch.Tensor]], x_ND: torch.Tensor) -> float:
+    """Least time of one pass over all matrix products; the first pass is not counted."""
     import torch
 
     best, begin, passes = float("inf"), time.perf_counter(), 0
     while passes < 2 or time.perf_counter() - begin < PROBE_SECONDS:
         start = time.perf_counter()
-        for matrix in matrices:
-            torch.nn.functional.linear(x_ND, matrix)
+        for product in products:
+            product(x_ND)
         if x_ND.is_cuda:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start) if passes else best

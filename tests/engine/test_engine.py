@@ -177,3 +177,13 @@ def test_facts_it_does_not_decode_are_refused(fact: dict[str, object]) -> None:
     other = config.model_copy(update={"diffusion": config.diffusion.model_copy(update=fact)})
     with pytest.raises(UnsupportedError, match="causal clean attention"):
         Engine(tiny.network(of=other))
+
+
+def test_a_closed_loop_keeps_so_many_under_way() -> None:
+    engine = Engine(MODEL)
+    requests = [engine.request([5, 6 + n], SamplingParams(mode="ar", max_tokens=4 + n)) for n in range(5)]
+    most = 0
+    for _ in engine.generate(requests, concurrency=2):
+        most = max(most, len(engine.scheduler.running) + len(engine.scheduler.waiting))
+    assert most == 2
+    assert [request.completion for request in requests] == [expected(request) for request in requests]
