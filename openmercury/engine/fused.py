@@ -2,7 +2,7 @@
 
 On one GPU a small forward is bound by the number of kernels and by reading the weights. So W and the adapter's A are
 stacked and read in one product, and everything between two products is one Triton kernel (two where a norm needs the
-whole row first). With s = [Wx ‖ Ax] and the gate g of each position:
+whole row first). For bfloat16; float32 keeps the plain network. With s = [Wx ‖ Ax] and the gate g of each position:
 
     norm → [Wqkv‖A] → + bias + g·B(Ax), head norms, rotation, cache write → attention
          → [Wout‖A] → residual + g·B(Ax) → norm → [Wgate,up‖A] → + g·B(Ax), SiLU(gate)·up → [Wdown‖A] → …

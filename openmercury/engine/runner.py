@@ -90,7 +90,7 @@ class Runner:
         self.cache = PagedCache(model.config, self.pages, config.page_size, dtype=self.dtype, device=self.device)
         self.graphs: dict[Hashable, Captured] = {}
         self.network: Callable[..., Tensor] = model
-        if self.fused:
+        if self.fused and self.dtype != torch.float32:  # exact float32 products are slow in Triton, and cuBLAS has them
             from openmercury.engine.fused import FusedTransformer
 
             self.network = FusedTransformer(model)
