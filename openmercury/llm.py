@@ -137,7 +137,7 @@ class LLM:
         self.config = read_config(folder)
         self.tokenizer = Tokenizer.load(folder)
         network = load_model(folder, dtype=kind, device=on, config=self.config, progress=progress)
-        self.packed = pack(network)
+        pack(network)
         self.engine = Engine(network, engine or EngineConfig.for_device(on.type, self.dtype))
         self.load_seconds = time.monotonic() - begin
 
