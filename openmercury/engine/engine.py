@@ -171,7 +171,7 @@ class Engine:
     def _launch(self, shape: Shape, requests: list[Request]) -> Pending:
         slots = [request.slot for request in requests if request.slot is not None]
         sampling = max((request.sampling for request in requests), key=SAMPLINGS.index)
-        return self.runner.decode(shape, slots, sampling)
+        return self.runner.decode(shape, slots, sampling, self.config.steps_per_sync)
 
     def _read(self, launched: list[tuple[list[Request], Pending]]) -> list[Request]:
         """Take what launched forwards gave. One that ended meanwhile takes nothing more."""

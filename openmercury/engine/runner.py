@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from openmercury.diffusion.sample import Choice, RowParams, Sampling, choose
 from openmercury.engine import modes
-from openmercury.engine.cache import GatherAttend, PagedCache
+from openmercury.engine.cache import GatherAttend, PagedCache, slots_of
 from openmercury.engine.config import DEFAULT_EDIT_BELOW, DEFAULT_THRESHOLD, EngineConfig
 from openmercury.engine.modes import ForwardBatch, Shape
 from openmercury.engine.params import SamplingParams
@@ -24,6 +24,11 @@ from openmercury.engine.scheduler import PrefillSpan
 from openmercury.engine.state import LENGTH, MAX_STOP_IDS, NO_TOKEN, Slots
 from openmercury.model.masks import CLEAN
 from openmercury.model.transformer import Attend, Transformer
+
+if TYPE_CHECKING:
+    from openmercury.engine.cuda.forward import CudaForward
+
+Result = TypeVar("Result")
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 CHUNK_BUCKETS = (32, 64, 128, 256, 512, 1024)
@@ -45,15 +50,18 @@ class Pending:
     """Results of launched forwards on their way to the host: one row a request, valid once `ready` has passed."""
 
     packed: Tensor
+    begin: torch.cuda.Event | None
     ready: torch.cuda.Event | None
 
 
 @dataclass
 class Captured:
-    """A step as a CUDA graph, with what it reads: [inputs, rows]."""
+    """A step as a CUDA graph, with what it reads ([inputs, rows], last `given`) and what it returns."""
 
     graph: torch.cuda.CUDAGraph
     inputs: Tensor
+    result: Any
+    given: Sequence[tuple[int | None, ...]] | None = None
 
 
 def _bucket(size: int, buckets: Sequence[int]) -> int:
@@ -89,11 +97,13 @@ class Runner:
         self.pages = 1 + -(-tokens // config.page_size)
         self.cache = PagedCache(model.config, self.pages, config.page_size, dtype=self.dtype, device=self.device)
         self.graphs: dict[Hashable, Captured] = {}
-        self.network: Callable[..., Tensor] = model
-        if self.fused and self.dtype != torch.float32:  # exact float32 products are slow in Triton, and cuBLAS has them
-            from openmercury.engine.fused import FusedTransformer
+        self.cuda: CudaForward | None = None
+        if (
+            self.fused and self.dtype == torch.bfloat16
+        ):  # exact float32 products are slow in Triton, and cuBLAS has them
+            from openmercury.engine.cuda.forward import CudaForward
 
-            self.network = FusedTransformer(model)
+            self.cuda = CudaForward(model, self.cache, self.slots, self.mask_id, config.head_rows)
 
     def _affordable_tokens(self, longest: int) -> int:
         if self.device.type != "cuda":
@@ -177,32 +187,44 @@ class Runner:
             # Padding writes the first token of slot 0, which nobody reads.
             self._replay(("prefill", columns, size), given + [(0, 0, 0)] * (size - len(spans)), self._prefill(columns))
         else:
-            self._prefill(columns)(*self._tensor(given).unbind(1))
+            self._prefill(columns)(*self._tensor(list(zip(*given, strict=True))))
 
     def _prefill(self, columns: int) -> Callable[..., None]:
         def run(rows: Tensor, start: Tensor, count: Tensor) -> None:
+            if self.cuda is not None:
+                self.cuda.prefill(rows, start, count, columns)
+                return
             batch = modes.plan_prefill(self.slots, rows, start, count, columns)
-            self.network(batch.ids_RQ, batch.position_RQ, self._attend(batch, rows, noisy=False), None)
+            self.model(batch.ids_RQ, batch.position_RQ, self._attend(batch, rows, noisy=False), None)
             self.slots.written[rows] = start + count
 
         return run
 
     @torch.inference_mode()
-    def decode(self, shape: Shape, slots: Sequence[int], sampling: Sampling) -> Pending:
-        """Run `steps_per_sync` decoding forwards of some slots; on CUDA they go on while the host does other things."""
-        for _ in range(self.config.steps_per_sync):
-            if self.fused and self.config.graphs:
-                size = _bucket(len(slots), ROW_BUCKETS)
-                padded = [(slot,) for slot in slots] + [(0,)] * (size - len(slots))
-                self._replay((shape, sampling, size), padded, self._decode(shape, sampling))
-            else:
-                self._decode(shape, sampling)(self._tensor(list(slots)))
-        return self._pack(slots, shape.most_committed * self.config.steps_per_sync)
+    def decode(self, shape: Shape, slots: Sequence[int], sampling: Sampling, forwards: int = 1) -> Pending:
+        """Run `forwards` decoding forwards of some slots; on CUDA they go on while the host does other things."""
+        most = shape.most_committed * forwards
+        begin = torch.cuda.Event(enable_timing=True) if self.fused else None
+        if begin is not None:
+            begin.record()
+        if self.fused and self.config.graphs:
+            size = _bucket(len(slots), ROW_BUCKETS)
+            padded = [(slot,) for slot in slots] + [(0,)] * (size - len(slots))
+            packed = self._replay((shape, sampling, size, forwards), padded, self._decode(shape, sampling, forwards))
+        else:
+            packed = self._decode(shape, sampling, forwards)(self._tensor(list(slots)))
+        assert packed.shape[1] == 4 + most
+        return self._fetch(packed[: len(slots)], begin)
 
-    def _decode(self, shape: Shape, sampling: Sampling) -> Callable[[Tensor], None]:
-        def run(rows: Tensor) -> None:
-            columns = shape.most_columns if self.fused else modes.needed_columns(self.slots, rows, shape)
-            self._step(shape, rows, columns, sampling)
+    def _decode(self, shape: Shape, sampling: Sampling, forwards: int) -> Callable[[Tensor], Tensor]:
+        def run(rows: Tensor) -> Tensor:
+            for _ in range(forwards):
+                if self.cuda is not None:
+                    self.cuda.decode(rows, shape, sampling)
+                else:
+                    columns = shape.most_columns if self.fused else modes.needed_columns(self.slots, rows, shape)
+                    self._step(shape, rows, columns, sampling)
+            return self._pack(rows, shape.most_committed * forwards)
 
         return run
 
@@ -210,7 +232,7 @@ class Runner:
         batch = modes.plan(self.slots, rows, shape, columns, self.mask_id)
         noisy = shape.mode != "ar"
         gate = batch.group_RQ >= 0 if noisy else None
-        hidden_RQD = self.network(batch.ids_RQ, batch.position_RQ, self._attend(batch, rows, noisy=noisy), gate)
+        hidden_RQD = self.model(batch.ids_RQ, batch.position_RQ, self._attend(batch, rows, noisy=noisy), gate)
         want_RM1 = batch.want_RM[..., None]
         hidden_RMD = hidden_RQD.gather(1, want_RM1.expand(-1, -1, hidden_RQD.shape[-1]))
         position_RM = batch.position_RQ.gather(1, batch.want_RM) + 1
@@ -223,33 +245,38 @@ class Runner:
         for begin in range(0, len(hidden_MD), self.config.head_rows):
             rows = slice(begin, begin + self.config.head_rows)
             logits_MV = self.model.logits(hidden_MD[rows])
-            if self.fused and sampling != "truncated":
-                from openmercury.engine.kernels import choose_fused
-
-                parts.append(choose_fused(logits_MV, params.rows(rows), self.mask_id, sample=sampling == "sampled"))
-            else:
-                parts.append(choose(logits_MV, params.rows(rows), sampling, statistics=statistics))
+            parts.append(choose(logits_MV, params.rows(rows), sampling, statistics=statistics))
         return Choice(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
     def _attend(self, batch: ForwardBatch, rows: Tensor, *, noisy: bool) -> Attend:
         pages_RP = self.slots.pages[rows]
         if self.fused:
-            from openmercury.engine.kernels import PagedAttend
+            from openmercury.engine.cuda.attention import Layout, PagedAttend
 
-            return PagedAttend(self.cache, batch, pages_RP, noisy=noisy)
+            columns = batch.ids_RQ.shape[1]
+            fields = (batch.position_RQ, batch.end_RQ, batch.group_RQ)
+            where, end, group = (field.int().flatten() for field in fields)
+            slot = slots_of(batch, pages_RP, self.cache.page_size).flatten()
+            return PagedAttend(
+                self.cache, Layout(rows, columns, self.slots.pages, where, end, group, slot), noisy=noisy
+            )
         used = 1 + int(torch.where(batch.group_RQ == CLEAN, batch.position_RQ, 0).max())
         return GatherAttend(self.cache, batch, pages_RP, used, noisy=noisy)
 
-    def _replay(self, key: Hashable, given: Sequence[tuple[int | None, ...]], step: Callable[..., None]) -> None:
-        """Run `step` over the columns of `given` as a graph, captured when first wanted."""
-        values = self._tensor(list(zip(*given, strict=True)))
+    def _replay(self, key: Hashable, given: Sequence[tuple[int | None, ...]], step: Callable[..., Result]) -> Result:
+        """Run `step` over the columns of `given` as a graph, captured when first wanted; its result is overwritten by
+        the next replay."""
         if key not in self.graphs:
-            self.graphs[key] = self._capture(step, values.shape)
+            self.graphs[key] = self._capture(step, (len(given[0]), len(given)))
         captured = self.graphs[key]
-        captured.inputs.copy_(values)
+        if captured.given != given:
+            captured.inputs.copy_(self._tensor(list(zip(*given, strict=True))))
+            captured.given = given
         captured.graph.replay()
+        result: Result = captured.result
+        return result
 
-    def _capture(self, step: Callable[..., None], shape: torch.Size) -> Captured:
+    def _capture(self, step: Callable[..., Result], shape: tuple[int, int]) -> Captured:
         """Capture one step over rows of slot 0, which is always finished: nothing changes but scratch."""
         inputs = torch.zeros(shape, dtype=torch.long, device=self.device)
         stream = torch.cuda.Stream(self.device)
@@ -261,26 +288,32 @@ class Runner:
         graph = torch.cuda.CUDAGraph()
         pool = next((captured.graph.pool() for captured in self.graphs.values()), None)
         with torch.cuda.graph(graph, pool=pool):
-            step(*inputs)
-        return Captured(graph, inputs)
+            result = step(*inputs)
+        return Captured(graph, inputs, result)
 
     # --- results -----------------------------------------------------------------------------------------------------
 
-    def _pack(self, slots: Sequence[int], most: int) -> Pending:
-        """What rows gained since the last call, at most `most` tokens each, as one copy from the device."""
-        rows = self._tensor(list(slots))
+    def _pack(self, rows: Tensor, most: int) -> Tensor:
+        """What rows gained since the last call, at most `most` tokens each: [R, 4 + most]."""
+        if self.cuda is not None:
+            from openmercury.engine.cuda import steps
+
+            return steps.pack(self.slots, rows, most)
         state, seen = self.slots, self.slots.seen[rows]
         length = state.length[rows]
         window = (seen[:, None] + torch.arange(most, device=self.device)).clamp(max=state.text.shape[1] - 1)
         facts = (length - seen, state.written[rows], state.forwards[rows], state.done[rows])
-        packed = torch.cat((torch.stack(facts, dim=1), state.text[rows[:, None], window].long()), dim=1)
+        packed = torch.cat((torch.stack(facts, dim=1).int(), state.text[rows[:, None], window]), dim=1)
         state.seen[rows] = length
-        if not self.fused:
-            return Pending(packed, None)
+        return packed
+
+    def _fetch(self, packed: Tensor, begin: torch.cuda.Event | None) -> Pending:
+        if begin is None:
+            return Pending(packed, None, None)
         host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True).copy_(packed, non_blocking=True)
-        ready = torch.cuda.Event()
+        ready = torch.cuda.Event(enable_timing=True)
         ready.record()
-        return Pending(host, ready)
+        return Pending(host, begin, ready)
 
     def results(self, pending: Pending) -> list[Progress]:
         """Wait for launched forwards and read what each row gained."""

@@ -4,14 +4,23 @@ GPU, interpreted with TRITON_INTERPRET=1 elsewhere."""
 from __future__ import annotations
 
 import copy
+import dataclasses
+import random
 
 import torch
+from torch.nn import functional as F
 
-from openmercury.diffusion.sample import RowParams, choose
-from openmercury.engine.cache import GatherAttend, PagedCache
-from openmercury.engine.fused import FusedTransformer
-from openmercury.engine.kernels import PagedAttend, choose_fused
-from openmercury.engine.modes import NOWHERE, ForwardBatch
+from openmercury.diffusion.sample import Choice, RowParams, choose
+from openmercury.engine import modes
+from openmercury.engine.cache import GatherAttend, PagedCache, slots_of
+from openmercury.engine.cuda import steps
+from openmercury.engine.cuda.attention import Layout, PagedAttend
+from openmercury.engine.cuda.forward import CudaForward
+from openmercury.engine.cuda.head import Wanted, choose_fused
+from openmercury.engine.cuda.network import FusedTransformer
+from openmercury.engine.cuda.products import FEW, Tiles, product
+from openmercury.engine.modes import NOWHERE, ForwardBatch, Shape
+from openmercury.engine.state import RUNNING, Slots
 from openmercury.model.config import ModelConfig
 from tests import tiny
 
@@ -30,6 +39,177 @@ def let_numpy_2_4_index() -> None:
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def layout_of(batch: ForwardBatch, pages_RP: torch.Tensor, page: int) -> Layout:
+    """A batch as the kernels take it; row r has the page table of slot r."""
+    rows = torch.arange(len(pages_RP), device=DEVICE)
+    position, end, group = (field.int().flatten() for field in (batch.position_RQ, batch.end_RQ, batch.group_RQ))
+    slot = slots_of(batch, pages_RP, page).flatten()
+    return Layout(rows, batch.ids_RQ.shape[1], pages_RP, position, end, group, slot)
+
+
+def products(positions: int, outputs: int, inner: int, dtype: torch.dtype, bound: float) -> None:
+    """With a norm in front, and with the inner axis split."""
+    x, w = (torch.randn(n, inner, device=DEVICE).to(dtype) for n in (positions, outputs))
+    norm = torch.rand(inner, device=DEVICE).to(dtype)
+    exact = F.linear(x.double(), w.double())
+    given = (None,) if DEVICE.type == "cuda" else (Tiles(16, 16, 16, 3), Tiles(16, 32, 32, 1))
+    for tiles in given:
+        got = product(x, w, tiles=tiles).double().sum(0)
+        assert (got - exact).norm() / exact.norm() < bound, (positions, outputs, inner, tiles)
+        exact_norm = F.linear(F.rms_norm(x.double(), (inner,), norm.double(), 1e-5), w.double())
+        got = product(x, w, norm, 1e-5, tiles and tiles._replace(splits=1)).double()[0]
+        assert (got - exact_norm).norm() / exact_norm.norm() < bound, (positions, outputs, inner, tiles)
+
+
+def heads(count: int, dtype: torch.dtype, *, indexed: bool, vocabulary: int = 500, d: int = 64) -> None:
+    """Greedy and sampled rows together; a token may differ only where two scores nearly tie."""
+    mask, rows, columns = vocabulary - 1, 3, -(-count // 3) + 2
+    n = rows * columns
+    x, w = torch.randn(n, d, device=DEVICE).to(dtype), (torch.randn(vocabulary, d, device=DEVICE) / 3).to(dtype)
+    norm = torch.ones(d, device=DEVICE).to(dtype)
+    index = torch.randperm(n, device=DEVICE)[:count].int() if indexed else torch.arange(n, device=DEVICE).int()
+    index = index.long()
+    position = torch.randint(0, 30000, (n,), device=DEVICE).int()
+    proposal = torch.randint(0, mask, (n,), device=DEVICE).int()
+    heat = torch.tensor([0.0, 0.7, 1.3], device=DEVICE)
+    seed = torch.randint(0, 2**62, (rows,), device=DEVICE)
+    slot = torch.arange(rows, device=DEVICE)
+    row = slot[index // columns]
+    whole = torch.zeros(len(index), device=DEVICE)
+    logits = F.linear(F.rms_norm(x.float(), (d,), norm.float(), 1e-5).to(dtype), w)[index].float()
+    logits[:, mask] = float("-inf")
+    for sample in (False, True):
+        at = heat[row] if sample else whole
+        params = RowParams(at, whole.long(), whole + 1, seed[row], position[index].long() + 1, proposal[index].long())
+        slow = choose(logits, params, "sampled" if sample else "greedy")
+        wanted = Wanted(index.int() if indexed else None, slot, columns, position, proposal, heat, seed)
+        fast = choose_fused(x, w, norm, 1e-5, wanted, mask, sample=sample, statistics=True)
+        same = slow.token_M == fast.token_M
+        assert same.float().mean() > (0.99 if dtype == torch.float32 else 0.95), (slow.token_M, fast.token_M)
+        loose = 1e-3 if dtype == torch.float32 else 3e-2
+        torch.testing.assert_close(slow.confidence_M[same], fast.confidence_M[same], rtol=loose, atol=loose / 10)
+        torch.testing.assert_close(slow.odds_M[same], fast.odds_M[same], rtol=loose, atol=loose / 10)
+        torch.testing.assert_close(slow.entropy_M, fast.entropy_M, rtol=loose, atol=loose)
+    x[index[0]] = float("nan")
+    fast = choose_fused(x, w, norm, 1e-5, wanted, mask, sample=False, statistics=False)
+    assert fast.token_M[0] == -1
+    assert (fast.token_M >= 0).sum() == len(index) - 1
+
+
+def random_slots(rng: random.Random, rows: int, width: int) -> Slots:
+    """Rows in the middle of their text, some of them finished."""
+    longest, page = 40, 4
+    slots = Slots.empty(rows + 1, longest, 8, longest // page, DEVICE)
+    slots.text[:, :longest] = torch.randint(0, tiny.MASK, (rows + 1, longest), device=DEVICE).int()
+    for r in range(1, rows + 1):
+        length = rng.randint(2, 25)
+        slots.length[r], slots.limit[r] = length, rng.randint(length + 1, 40)
+        slots.seen[r] = length
+        slots.done[r] = rng.choice([0, 0, 0, 0, 1])
+        slots.width[r] = rng.randint(1, width)
+        slots.ahead_count[r] = rng.randint(0, min(width, int(slots.limit[r]) - length))
+        slots.ahead[r] = torch.randint(0, tiny.MASK, (8,), device=DEVICE)
+        slots.ahead[r][torch.rand(8, device=DEVICE) < 0.5] = tiny.MASK
+        slots.threshold[r], slots.edit_below[r] = rng.choice([(0.3, 1.0), (0.05, 0.2), (2.0, 0.0)])
+        slots.quota[r], slots.entropy_bound[r] = rng.choice([(0, -1.0), (2, -1.0), (0, 1.5)])
+        slots.stop[r, :3] = torch.randint(0, tiny.MASK, (3,), device=DEVICE)
+    slots.pages[:] = torch.randperm(slots.pages.numel(), device=DEVICE).view_as(slots.pages).int()
+    return slots
+
+
+def plans_and_applies(seed: int) -> None:
+    """One step of random rows in each mode: the same positions asked for, and the same state afterwards."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    width, rows = rng.randint(1, 6), 5
+    model = tiny.network(dtype=torch.float32).to(DEVICE)
+    for shape in (
+        Shape("ar", 1),
+        Shape("verified", width),
+        Shape("verified", width, "last"),
+        Shape("diffusion", width),
+    ):
+        slots = random_slots(rng, rows, width)
+        if shape.mode == "verified":
+            slots.ahead[slots.ahead == tiny.MASK] = 5
+        other = Slots(**{f.name: getattr(slots, f.name).clone() for f in dataclasses.fields(slots)})
+        row = torch.arange(1, rows + 1, device=DEVICE)
+        slow = modes.plan(slots, row, shape, shape.most_columns, tiny.MASK)
+        fast = steps.plan(model, other, row, shape, tiny.MASK, 4)
+        real = (slow.group_RQ != NOWHERE).flatten()
+        layout = fast.layout
+        assert layout.columns == slow.ids_RQ.shape[1]
+        torch.testing.assert_close(layout.group_N.long(), slow.group_RQ.flatten())
+        torch.testing.assert_close(layout.end_N.long(), slow.end_RQ.flatten())
+        torch.testing.assert_close(layout.position_N[real].long(), slow.position_RQ.flatten()[real])
+        torch.testing.assert_close(layout.slot_N, slots_of(slow, slots.pages[row], 4).flatten())
+        gate = slow.group_RQ >= 0
+        torch.testing.assert_close(fast.x_ND[real], model.embed(slow.ids_RQ, gate).flatten(0, 1)[real])
+        # Choices that often repeat what stands there, so that runs and drafts are kept.
+        count = slow.want_RM.numel()
+        token = torch.randint(0, tiny.MASK, (rows, count // rows), device=DEVICE)
+        k = min(token.shape[1], slots.ahead.shape[1])
+        token[:, :k] = torch.where(torch.rand(rows, k, device=DEVICE) < 0.7, slots.ahead[row, :k], token[:, :k])
+        token[token == tiny.MASK] = 7
+        sure, doubt, odds = torch.rand(3, count, device=DEVICE)
+        choice = Choice(token.flatten(), sure, doubt * 3, odds * 1.5)
+        modes.apply(slots, row, shape, slow, choice, tiny.MASK)
+        clean = width + 1
+        if shape.mode == "ar":
+            steps.apply_ar(other, row, choice.token_M)
+        elif shape.mode == "diffusion":
+            steps.apply_diffusion(other, row, width, choice, tiny.MASK)
+        elif shape.groups == "last" or seed % 2:
+            steps.apply_verified(other, row, shape, token[:, :clean], token[:, clean:], picked=False)
+        else:
+            index = steps.accept(other, row, width, token[:, :clean].contiguous()).long()
+            drafted = token.flatten()[index].view(rows, width)
+            steps.apply_verified(other, row, shape, token[:, :clean].contiguous(), drafted, picked=True)
+        active = row[other.forwards[row] > 0]
+        torch.testing.assert_close(other.forwards, slots.forwards)
+        for name in ("length", "done", "ahead_count", "written"):
+            if name != "ahead_count" or shape.mode == "verified":
+                torch.testing.assert_close(getattr(other, name)[active], getattr(slots, name)[active], msg=name)
+        going = row[slots.done[row] == RUNNING]
+        known = (
+            torch.arange(width, device=DEVICE) < slots.ahead_count[going, None]
+            if shape.mode == "verified"
+            else slice(None)
+        )
+        torch.testing.assert_close(other.ahead[going][:, :width][known], slots.ahead[going][:, :width][known])
+        for r in active.tolist():
+            end = int(slots.length[r])
+            torch.testing.assert_close(other.text[r, :end], slots.text[r, :end])
+        packed = steps.pack(other, row, 8)
+        torch.testing.assert_close(packed[:, 0].long(), slots.length[row] - slots.seen[row])
+        for r, got in zip(row.tolist(), packed.tolist(), strict=True):
+            begin = int(slots.seen[r])
+            assert got[4 : 4 + got[0]] == slots.text[r, begin : begin + got[0]].tolist()
+
+
+def whole_steps(dtype: torch.dtype, head_size: int) -> None:
+    """A prompt is read and decoded in each mode by the kernels alone: the text of the plain engine."""
+    from openmercury.engine.config import EngineConfig
+    from openmercury.engine.engine import Engine
+    from openmercury.engine.params import SamplingParams
+
+    config = tiny.config().model_copy(update={"head_size": head_size, "max_context": 64})
+    model = tiny.network(dtype=dtype, of=config).to(DEVICE)
+    settings = EngineConfig(draft_width=2, max_requests=2, page_size=4, cache_tokens=200)
+    for asked in ({"mode": "ar"}, {"mode": "verified"}, {"mode": "diffusion", "block_size": 3}):
+        for heat in (0.0, 0.9):
+            texts = []
+            for fused in (False, True):
+                engine = Engine(copy.deepcopy(model), settings)
+                runner = engine.runner
+                runner.cuda = CudaForward(runner.model, runner.cache, runner.slots, tiny.MASK, 64) if fused else None
+                params = SamplingParams.model_validate({**asked, "max_tokens": 5, "temperature": heat, "seed": 3})
+                requests = [engine.request([5, 6, 7], params), engine.request([9, 8, 7, 6, 5], params)]
+                list(engine.generate(requests))
+                texts.append([request.completion for request in requests])
+            assert texts[0] == texts[1], (asked, heat, texts)
 
 
 def attention(rows: int, queries: int, heads: int, kv_heads: int, dtype: torch.dtype, bound: float) -> None:
@@ -61,35 +241,11 @@ def attention(rows: int, queries: int, heads: int, kv_heads: int, dtype: torch.d
     query, key, value = torch.randn(shape, dtype=dtype, device=DEVICE).split((heads, kv_heads, kv_heads), dim=2)
     for noisy in (True, False):
         slow = GatherAttend(caches[0], batch, table, page * each, noisy=noisy)(0, query, key, value)
-        fast = PagedAttend(caches[1], batch, table, noisy=noisy)(0, query, key, value)
+        fast = PagedAttend(caches[1], layout_of(batch, table, page), noisy=noisy)(0, query, key, value)
         seen = (end > 0) if not noisy else (end > 0) | (group >= 0)
         error = (fast - slow)[seen].float().norm() / slow[seen].float().norm()
         assert error < bound, (rows, queries, heads, noisy, float(error))
         torch.testing.assert_close(caches[0].key[:, page:], caches[1].key[:, page:])
-
-
-def rows_of_logits(rows: int, dtype: torch.dtype) -> None:
-    """Greedy and sampled rows together; a token may differ only where two scores nearly tie."""
-    vocabulary, mask = 500, 499
-    logits = (torch.randn(rows, vocabulary, device=DEVICE) * 3).to(dtype)
-    logits[:, mask] = float("-inf")
-    params = RowParams(
-        torch.tensor([0.0, 0.7, 1.3], device=DEVICE).repeat(rows)[:rows],
-        torch.zeros(rows, dtype=torch.long, device=DEVICE),
-        torch.ones(rows, device=DEVICE),
-        torch.randint(0, 2**62, (rows,), device=DEVICE),
-        torch.randint(0, 30000, (rows,), device=DEVICE),
-        torch.randint(0, mask, (rows,), device=DEVICE),
-    )
-    for sample in (False, True):
-        given = params if sample else params._replace(temperature_M=torch.zeros(rows, device=DEVICE))
-        slow = choose(logits, given, "sampled" if sample else "greedy")
-        fast = choose_fused(logits, given, mask, sample=sample)
-        assert (slow.token_M == fast.token_M).float().mean() > 0.99, (slow.token_M, fast.token_M)
-        same = slow.token_M == fast.token_M
-        torch.testing.assert_close(slow.confidence_M[same], fast.confidence_M[same], rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(slow.odds_M[same], fast.odds_M[same], rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(slow.entropy_M, fast.entropy_M, rtol=1e-3, atol=1e-4)
 
 
 def network(architecture: str, dtype: torch.dtype, bound: float, rows: int = 2) -> None:
@@ -100,7 +256,7 @@ def network(architecture: str, dtype: torch.dtype, bound: float, rows: int = 2) 
         parameter.data *= 0.4
     pages = 1 + torch.arange(rows * 2, device=DEVICE).view(rows, 2).int()
     caches = [PagedCache(model.config, 1 + rows * 2, 16, dtype=dtype, device=DEVICE) for _ in range(2)]
-    slow_model, fast_model = model, FusedTransformer(copy.deepcopy(model))
+    slow_model, fast_model = model, FusedTransformer(copy.deepcopy(model), caches[1])
     ids = torch.randint(0, tiny.MASK, (rows, 20), device=DEVICE)
     position = torch.arange(20, device=DEVICE).expand(rows, -1)
     group = torch.where(position < 14, -1, 0)
@@ -116,7 +272,9 @@ def network(architecture: str, dtype: torch.dtype, bound: float, rows: int = 2) 
         batch = ForwardBatch(given, where, end, own, torch.empty(rows, 0))
         gate = own >= 0 if noisy else None
         slow = slow_model(given, where, GatherAttend(caches[0], batch, pages, 32, noisy=noisy), gate)
-        fast = fast_model(given, where, PagedAttend(caches[1], batch, pages, noisy=noisy), gate)
+        x = model.embed(given, gate).flatten(0, 1)
+        out = fast_model(x, layout_of(batch, pages, 16), None if gate is None else gate.flatten().to(torch.int8))
+        fast = fast_model.norm(out, model.norm.weight).view_as(slow)
         error = (fast - slow).float().norm() / slow.float().norm()
         assert error < bound, (architecture, dtype, noisy, float(error))
         torch.testing.assert_close(caches[0].key[:, 16:], caches[1].key[:, 16:], atol=bound * 30, rtol=bound * 10)
@@ -134,10 +292,24 @@ if __name__ == "__main__":
         attention(*size, torch.float32, 1e-5)
         if not interpreted:
             attention(*size, torch.bfloat16, 1e-2)
-    for architecture in ("qwen2", "llama", "qwen3"):
-        with torch.inference_mode():
+    for shape in (
+        [(3, 40, 56)] if interpreted else [(1, 1280, 896), (60, 9856, 896), (128, 1024, 4864), (16, 1024, 896)]
+    ):
+        products(*shape, torch.float32, 1e-5)
+        if not interpreted:
+            products(*shape, torch.bfloat16, 1e-2)
+    with torch.inference_mode():
+        for seed in range(4 if interpreted else 40):
+            plans_and_applies(seed)
+        for architecture in ("qwen2", "llama", "qwen3"):
             network(architecture, torch.float32, 1e-4)
             if not interpreted:
                 network(architecture, torch.bfloat16, 3e-2, rows=5)
-    rows_of_logits(3 if interpreted else 300, torch.float32)
+                network(architecture, torch.bfloat16, 3e-2, rows=FEW // 8)
+    for indexed in (False, True):
+        heads(5 if interpreted else 300, torch.float32, indexed=indexed)
+        if not interpreted:
+            heads(30, torch.bfloat16, indexed=indexed, vocabulary=5000, d=896)
+    if interpreted:
+        whole_steps(torch.float32, 8)
     print("kernels agree with their twins")

@@ -1,0 +1,95 @@
+"""One forward of a batch on CUDA, from what its rows hold to what they gained: plan, network, head, apply.
+
+Nothing here waits for the device or allocates by what it finds there, so a step can be captured as a graph.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from openmercury.diffusion.sample import Choice, RowParams, Sampling, choose
+from openmercury.engine.cache import PagedCache
+from openmercury.engine.cuda import steps
+from openmercury.engine.cuda.head import Wanted, choose_fused
+from openmercury.engine.cuda.network import FusedTransformer
+from openmercury.engine.cuda.products import FEW
+from openmercury.engine.modes import Shape
+from openmercury.engine.state import Slots
+from openmercury.model.transformer import Transformer
+
+ONE_PASS = 160  # predictions up to which the head reads all groups at once, instead of its weights twice
+
+
+class CudaForward:
+    """Runs forwards over slots; rows are slot numbers [R]."""
+
+    def __init__(self, model: Transformer, cache: PagedCache, slots: Slots, mask_id: int, head_rows: int) -> None:
+        self.model, self.cache, self.slots, self.mask_id, self.head_rows = model, cache, slots, mask_id, head_rows
+        self.network = FusedTransformer(model, cache)
+
+    def prefill(self, rows_R: Tensor, start_R: Tensor, count_R: Tensor, columns: int) -> None:
+        """Write `count_R` committed tokens from `start_R` on to the cache."""
+        plan = steps.plan(
+            self.model, self.slots, rows_R, columns, self.mask_id, self.cache.page_size, (start_R, count_R)
+        )
+        self.network(plan.x_ND, plan.layout, None)
+        self.slots.written[rows_R] = start_R + count_R
+
+    def decode(self, rows_R: Tensor, shape: Shape, sampling: Sampling) -> None:
+        """One forward of rows that share a shape."""
+        plan = steps.plan(self.model, self.slots, rows_R, shape, self.mask_id, self.cache.page_size)
+        self.network(plan.x_ND, plan.layout, None if shape.mode == "ar" else plan.gate_N)
+        if shape.mode == "ar":
+            steps.apply_ar(self.slots, rows_R, self._choose(plan, None, sampling).token_M)
+        elif shape.mode == "diffusion":
+            choice = self._choose(plan, None, sampling, statistics=True)
+            steps.apply_diffusion(self.slots, rows_R, shape.width, choice, self.mask_id)
+        else:
+            self._verify(plan, rows_R, shape, sampling)
+
+    def _verify(self, plan: steps.Planned, rows_R: Tensor, shape: Shape, sampling: Sampling) -> None:
+        """Choices of all columns at once; or, where many, of the clean ones and then of the one group that matters."""
+        rows, columns, clean = len(rows_R), plan.layout.columns, shape.width + 1
+        if shape.groups == "last" or rows * columns <= ONE_PASS:
+            token_RQ = self._choose(plan, None, sampling).token_M.view(rows, columns)
+            steps.apply_verified(self.slots, rows_R, shape, token_RQ[:, :clean], token_RQ[:, clean:], picked=False)
+            return
+        column = torch.arange(clean, dtype=torch.int32, device=rows_R.device)
+        first = torch.arange(0, rows * columns, columns, dtype=torch.int32, device=rows_R.device)
+        token_RC = self._choose(plan, (first[:, None] + column).flatten(), sampling).token_M.view(rows, clean)
+        index_M = steps.accept(self.slots, rows_R, shape.width, token_RC)
+        drafted = self._choose(plan, index_M, sampling).token_M.view(rows, shape.width)
+        steps.apply_verified(self.slots, rows_R, shape, token_RC, drafted, picked=True)
+
+    def _choose(
+        self, plan: steps.Planned, index_M: Tensor | None, sampling: Sampling, *, statistics: bool = False
+    ) -> Choice:
+        model, slots, layout = self.model, self.slots, plan.layout
+        if sampling == "truncated":
+            return self._choose_truncated(plan, index_M, statistics=statistics)
+        count = len(plan.x_ND) if index_M is None else len(index_M)
+        many = count > FEW
+        x_ND = self.network.norm(plan.x_ND, model.norm.weight) if many else plan.x_ND
+        wanted = Wanted(
+            index_M, layout.rows_R, layout.columns, layout.position_N, plan.proposal_N, slots.temperature, slots.seed
+        )
+        return choose_fused(
+            x_ND, model.head.weight, None if many else model.norm.weight, model.config.norm_eps, wanted, self.mask_id,
+            sample=sampling == "sampled", statistics=statistics,
+        )  # fmt: skip
+
+    def _choose_truncated(self, plan: steps.Planned, index_M: Tensor | None, *, statistics: bool) -> Choice:
+        """Top-k and top-p need a row's logits in order, so here they are stored, `head_rows` rows at a time."""
+        slots, layout, device = self.slots, plan.layout, plan.x_ND.device
+        every = torch.arange(len(plan.x_ND), device=device) if index_M is None else index_M.long()
+        parts = []
+        for n in every.split(self.head_rows):
+            row = layout.rows_R[n // layout.columns]
+            params = RowParams(
+                slots.temperature[row], slots.top_k[row], slots.top_p[row], slots.seed[row],
+                layout.position_N[n].long() + 1, plan.proposal_N[n].long(),
+            )  # fmt: skip
+            logits = self.model.logits(self.network.norm(plan.x_ND[n], self.model.norm.weight))
+            parts.append(choose(logits, params, "truncated", statistics=statistics))
+        return Choice(*(torch.cat(field) for field in zip(*parts, strict=True)))

@@ -1,0 +1,91 @@
+"""Matrix products of few positions: y = norm(x)·Wᵀ, bound by the reading of W.
+
+The RMS norm before a product is a factor of each row, so it is applied to the result: y = (x∘w)·Wᵀ / rms(x), and the
+rows' squares are summed by the loop that reads them anyway. A long inner axis is split over programs; their partial
+sums are added by whichever kernel reads them next, always in the same order. More positions than `FEW` go to cuBLAS.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from openmercury.engine.cuda.launch import after_last_kernel, fetch_rows, overlaps
+
+FEW = 128  # positions up to which reading W, not arithmetic, bounds a product
+
+
+class Tiles(NamedTuple):
+    """How a product is divided: rows of x, rows of W, inner axis; programs that share an inner axis; warps, stages."""
+
+    m: int
+    n: int
+    k: int
+    splits: int = 1
+    warps: int = 4
+    stages: int = 4
+
+
+def tiles_for(positions: int, outputs: int, inner: int, *, split: bool) -> Tiles:
+    """For [positions, inner] · [outputs, inner]ᵀ, as measured on an H100; `split`: can its sums be added later?"""
+    m = max(16, min(64, triton.next_power_of_2(positions)))
+    if not split:
+        return Tiles(m, 16 if outputs < 4096 else 64, 128 if m < 64 else 64)
+    splits = 8 if inner >= 4096 and outputs < 2048 else 2 if outputs < 2048 else 1
+    return Tiles(m, 32 if outputs < 4096 else 64, 64, splits)
+
+
+@triton.jit
+def _product_kernel(
+    x, weight, norm, out, rows, outputs, eps,
+    K: tl.constexpr, NORM: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_M positions × BLOCK_N outputs over one run of the inner axis → out [SPLITS, rows, outputs]."""
+    n0, split = tl.program_id(1) * BLOCK_N, tl.program_id(2)
+    run: tl.constexpr = (K + SPLITS * BLOCK_K - 1) // (SPLITS * BLOCK_K) * BLOCK_K
+    begin = split * run
+    stop = tl.minimum(begin + run, K)
+    fetch_rows(weight, n0, outputs, K, begin, tl.maximum(stop - begin, 0), BLOCK_N, OVERLAP)
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = (n0 + tl.arange(0, BLOCK_N)).to(tl.int64)
+    m_ok, n_ok = m < rows, n < outputs
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    square = tl.zeros([BLOCK_M], tl.float32)
+    after_last_kernel(OVERLAP)
+    for k0 in range(begin, stop, BLOCK_K):
+        k = k0 + tl.arange(0, BLOCK_K)
+        k_ok = k < stop
+        w = tl.load(weight + n[:, None] * K + k[None, :], mask=n_ok[:, None] & k_ok[None, :], other=0.0)
+        a = tl.load(x + m[:, None] * K + k[None, :], mask=m_ok[:, None] & k_ok[None, :], other=0.0)
+        if NORM:
+            wide = a.to(tl.float32)
+            square += tl.sum(wide * wide, 1)
+            a = (wide * tl.load(norm + k, mask=k_ok, other=0.0).to(tl.float32)[None, :]).to(a.dtype)
+        acc += tl.dot(a, tl.trans(w), input_precision="ieee")
+    if NORM:
+        acc *= (1.0 / tl.sqrt(square / K + eps))[:, None]
+    at = (split.to(tl.int64) * rows + m[:, None]) * outputs + n[None, :]
+    tl.store(out + at, acc.to(out.dtype.element_ty), mask=m_ok[:, None] & n_ok[None, :])
+
+
+def product(
+    x_NI: Tensor, weight: Tensor, norm: Tensor | None = None, eps: float = 0.0, tiles: Tiles | None = None
+) -> Tensor:
+    """norm(x)·Wᵀ as [splits, N, outputs]: in the dtype of x if splits = 1, else float32 sums still to be added."""
+    positions, inner = x_NI.shape
+    outputs = len(weight)
+    t = tiles or tiles_for(positions, outputs, inner, split=norm is None)
+    kind = x_NI.dtype if t.splits == 1 else torch.float32
+    out = torch.empty(t.splits, positions, outputs, dtype=kind, device=x_NI.device)
+    overlap = overlaps(x_NI.device) and inner % 8 == 0 and x_NI.dtype == torch.bfloat16
+    _product_kernel[(triton.cdiv(positions, t.m), triton.cdiv(outputs, t.n), t.splits)](
+        x_NI, weight, x_NI if norm is None else norm, out, positions, outputs, eps,
+        K=inner, NORM=norm is not None, SPLITS=t.splits, BLOCK_M=t.m, BLOCK_N=t.n, BLOCK_K=t.k, OVERLAP=overlap,
+        num_warps=t.warps, num_stages=t.stages, launch_pdl=overlap,
+    )  # fmt: skip
+    return out
