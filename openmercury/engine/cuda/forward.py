@@ -13,7 +13,6 @@ from openmercury.engine.cache import PagedCache
 from openmercury.engine.cuda import steps
 from openmercury.engine.cuda.head import Wanted, choose_fused
 from openmercury.engine.cuda.network import FusedTransformer
-from openmercury.engine.cuda.products import FEW
 from openmercury.engine.modes import Shape
 from openmercury.engine.state import Slots
 from openmercury.model.transformer import Transformer
@@ -33,13 +32,13 @@ class CudaForward:
         plan = steps.plan(
             self.model, self.slots, rows_R, columns, self.mask_id, self.cache.page_size, (start_R, count_R)
         )
-        self.network(plan.x_ND, plan.layout, None)
+        self.network(plan.stream, plan.layout, None)
         self.slots.written[rows_R] = start_R + count_R
 
     def decode(self, rows_R: Tensor, shape: Shape, sampling: Sampling) -> None:
         """One forward of rows that share a shape."""
         plan = steps.plan(self.model, self.slots, rows_R, shape, self.mask_id, self.cache.page_size)
-        self.network(plan.x_ND, plan.layout, None if shape.mode == "ar" else plan.gate_N)
+        self.network(plan.stream, plan.layout, None if shape.mode == "ar" else plan.gate_N)
         if shape.mode == "ar":
             steps.apply_ar(self.slots, rows_R, self._choose(plan, None, sampling).token_M)
         elif shape.mode == "diffusion":
@@ -68,21 +67,18 @@ class CudaForward:
         model, slots, layout = self.model, self.slots, plan.layout
         if sampling == "truncated":
             return self._choose_truncated(plan, index_M, statistics=statistics)
-        count = len(plan.x_ND) if index_M is None else len(index_M)
-        many = count > FEW
-        x_ND = self.network.norm(plan.x_ND, model.norm.weight) if many else plan.x_ND
+        x_ND = self.network.norm(plan.stream.x_ND, model.norm.weight)
         wanted = Wanted(
             index_M, layout.rows_R, layout.columns, layout.position_N, plan.proposal_N, slots.temperature, slots.seed
         )
         return choose_fused(
-            x_ND, model.head.weight, None if many else model.norm.weight, model.config.norm_eps, wanted, self.mask_id,
-            sample=sampling == "sampled", statistics=statistics,
-        )  # fmt: skip
+            x_ND, model.head.weight, wanted, self.mask_id, sample=sampling == "sampled", statistics=statistics
+        )
 
     def _choose_truncated(self, plan: steps.Planned, index_M: Tensor | None, *, statistics: bool) -> Choice:
         """Top-k and top-p need a row's logits in order, so here they are stored, `head_rows` rows at a time."""
-        slots, layout, device = self.slots, plan.layout, plan.x_ND.device
-        every = torch.arange(len(plan.x_ND), device=device) if index_M is None else index_M.long()
+        slots, layout, device = self.slots, plan.layout, plan.stream.x_ND.device
+        every = torch.arange(len(plan.stream.x_ND), device=device) if index_M is None else index_M.long()
         parts = []
         for n in every.split(self.head_rows):
             row = layout.rows_R[n // layout.columns]
@@ -90,6 +86,6 @@ class CudaForward:
                 slots.temperature[row], slots.top_k[row], slots.top_p[row], slots.seed[row],
                 layout.position_N[n].long() + 1, plan.proposal_N[n].long(),
             )  # fmt: skip
-            logits = self.model.logits(self.network.norm(plan.x_ND[n], self.model.norm.weight))
+            logits = self.model.logits(self.network.norm(plan.stream.x_ND[n], self.model.norm.weight))
             parts.append(choose(logits, params, "truncated", statistics=statistics))
         return Choice(*(torch.cat(field) for field in zip(*parts, strict=True)))

@@ -59,9 +59,9 @@ def _gumbel(v, seed, position):
 
 @triton.jit
 def _head_kernel(
-    x, weight, norm, index, rows, position, proposal, temperature, seed, top, top_at, stats, proposed,
-    count, vocabulary, columns, mask_id, eps,
-    D: tl.constexpr, NORM: tl.constexpr, INDEXED: tl.constexpr, SAMPLE: tl.constexpr, STATS: tl.constexpr,
+    x, weight, index, rows, position, proposal, temperature, seed, top, top_at, stats, proposed,
+    count, vocabulary, columns, mask_id,
+    D: tl.constexpr, INDEXED: tl.constexpr, SAMPLE: tl.constexpr, STATS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M rows × BLOCK_V tokens. Tiles of one piece of the vocabulary run side by side, so that its
@@ -77,19 +77,12 @@ def _head_kernel(
     if INDEXED:
         n = tl.load(index + m, mask=m_ok, other=0)
     acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
-    square = tl.zeros([BLOCK_M], tl.float32)
     for k0 in range(0, D, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
         k_ok = k < D
         w = tl.load(weight + v.to(tl.int64)[:, None] * D + k[None, :], mask=v_ok[:, None] & k_ok[None, :], other=0.0)
         a = tl.load(x + n.to(tl.int64)[:, None] * D + k[None, :], mask=m_ok[:, None] & k_ok[None, :], other=0.0)
-        if NORM:
-            wide = a.to(tl.float32)
-            square += tl.sum(wide * wide, 1)
-            a = (wide * tl.load(norm + k, mask=k_ok, other=0.0).to(tl.float32)[None, :]).to(a.dtype)
         acc += tl.dot(a, tl.trans(w), input_precision="ieee")
-    if NORM:
-        acc *= (1.0 / tl.sqrt(square / D + eps))[:, None]
     logit = tl.where((v_ok & (v != mask_id))[None, :], acc, -float("inf"))
     score = logit
     if SAMPLE:
@@ -150,10 +143,9 @@ def _join_kernel(
 
 
 def choose_fused(
-    x_ND: Tensor, weight_VD: Tensor, norm_D: Tensor | None, eps: float, wanted: Wanted, mask_id: int,
-    *, sample: bool, statistics: bool,
-) -> Choice:  # fmt: skip
-    """`sample.choose` on the logits norm(x)·Wᵀ of M rows; without truncation, and the mask token is never chosen.
+    x_ND: Tensor, weight_VD: Tensor, wanted: Wanted, mask_id: int, *, sample: bool, statistics: bool
+) -> Choice:
+    """`sample.choose` on the logits x·Wᵀ of M rows; without truncation, and the mask token is never chosen.
 
     Rows without noise in temperature take the greedy token; without `sample` all do. Without `statistics` only tokens.
     A row whose logits are not numbers gets token −1.
@@ -170,10 +162,10 @@ def choose_fused(
     block_m = max(16, min(64, triton.next_power_of_2(count))) if count <= FEW else 128
     overlap = overlaps(device)
     _head_kernel[(triton.cdiv(count, block_m) * tiles,)](
-        x_ND, weight_VD, x_ND if norm_D is None else norm_D, token if wanted.index_M is None else wanted.index_M,
+        x_ND, weight_VD, token if wanted.index_M is None else wanted.index_M,
         wanted.rows_R, wanted.position_N, wanted.proposal_N, wanted.temperature_S, wanted.seed_S,
-        top, top_at, stats, proposed, count, vocabulary, wanted.columns, mask_id, eps,
-        D=d, NORM=norm_D is not None, INDEXED=wanted.index_M is not None, SAMPLE=sample, STATS=statistics,
+        top, top_at, stats, proposed, count, vocabulary, wanted.columns, mask_id,
+        D=d, INDEXED=wanted.index_M is not None, SAMPLE=sample, STATS=statistics,
         BLOCK_M=block_m, BLOCK_V=BLOCK_V, BLOCK_K=64, OVERLAP=overlap,
         num_warps=8 if block_m == 128 else 4, num_stages=3, launch_pdl=overlap,
     )  # fmt: skip

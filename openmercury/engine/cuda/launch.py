@@ -31,12 +31,22 @@ def after_last_kernel(OVERLAP: tl.constexpr):
 
 @triton.jit
 def fetch_rows(matrix, first, rows, stride, start, length, BLOCK_N: tl.constexpr, OVERLAP: tl.constexpr):
-    """Ask for elements start ‥ start + length of BLOCK_N rows of a bfloat16 matrix to come into the L2 cache."""
+    """Ask for elements start ‥ start + length of BLOCK_N rows of a bfloat16 matrix to come into the L2 cache.
+
+    One thread asks for each row: the others would only ask again.
+    """
     if OVERLAP:
         n = tl.minimum(first + tl.arange(0, BLOCK_N), rows - 1).to(tl.int64)
         address = (matrix + n * stride + start).to(tl.int64)
         size = tl.zeros([BLOCK_N], tl.int32) + length * 2
         tl.inline_asm_elementwise(
-            "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-            "=r,l,r", [address, size], dtype=tl.int32, is_pure=False, pack=1,
+            """{
+            .reg .pred once;
+            .reg .u32 thread;
+            mov.u32 thread, %tid.x;
+            setp.lt.u32 once, thread, $3;
+            @once cp.async.bulk.prefetch.L2.global [$1], $2;
+            mov.u32 $0, 0;
+            }""",
+            "=r,l,r,r", [address, size, BLOCK_N], dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip

@@ -3,30 +3,32 @@
 W and the adapter's A are stacked and read in one product; what stands between two products is one Triton kernel. For
 bfloat16; float32 keeps the plain network. With s = [Wx ‖ Ax] and the gate g of each position:
 
-    norm, [Wqkv‖A] → + bias + g·B(Ax), head norms, rotation, cache write → attention
-          [Wout‖A] → residual + g·B(Ax)
-    norm, [Wgate,up‖A] → + g·B(Ax), SiLU(gate)·up → [Wdown‖A] → residual + g·B(Ax) → …
+    [Wqkv‖A] → + bias + g·B(Ax), head norms, rotation, cache write → attention
+    [Wout‖A] → residual + g·B(Ax)
+    [Wgate,up‖A] → + g·B(Ax), SiLU(gate)·up
+    [Wdown‖A] → residual + g·B(Ax) → …
 
-Forwards without noise read only W and add no B(Ax). Up to `products.FEW` positions the norm is part of the product and
-all kernels overlap; beyond, cuBLAS multiplies. The plain Transformer is the twin; `tests/engine/kernels.py` holds this
-to it.
+An RMS norm in front of a product is split in two: its weights are folded into the columns of W and A once, and its
+scale 1/rms(x), a factor of each row, is applied behind the product, from sums of squares that the residual kernel
+leaves. Forwards without noise read only W and add no B(Ax). The plain Transformer is the twin;
+`tests/engine/kernels.py` holds this to it.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, nn
 
 from openmercury.engine.cache import PagedCache
 from openmercury.engine.cuda.attention import Layout, attend
 from openmercury.engine.cuda.launch import after_last_kernel, overlaps
-from openmercury.engine.cuda.products import FEW, product
+from openmercury.engine.cuda.products import product
 from openmercury.model.adapter import GatedLoRA, LayerAdapter
-from openmercury.model.transformer import Layer, Transformer
+from openmercury.model.transformer import Layer, RMSNorm, Transformer
 
 MIN_DOT = 16  # tl.dot takes no smaller side
 MANY = 512  # positions from which large tiles are faster (measured on an H100)
@@ -44,17 +46,30 @@ def _sum_splits(stacked, row, row_ok, column, column_ok, rows, stride, SPLITS: t
 
 
 @triton.jit
+def _load_b(b, column, column_ok, RANK: tl.constexpr, RANK_PAD: tl.constexpr):
+    """Some rows of B; asked for before the kernels that make Ax are done."""
+    r = tl.arange(0, RANK_PAD)
+    return tl.load(b + column[:, None] * RANK + r[None, :], mask=column_ok[:, None] & (r < RANK)[None, :], other=0.0)
+
+
+@triton.jit
 def _low_rank(
-    stacked, b, row, row_ok, gate, column, column_ok, rows, stride, offset,
-    RANK: tl.constexpr, RANK_PAD: tl.constexpr, SPLITS: tl.constexpr,
+    stacked, b, row, row_ok, gate, rows, stride, offset, RANK: tl.constexpr, RANK_PAD: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """g·B(Ax) of some rows and columns: [rows, columns] in float32. Ax stands in `stacked` from `offset` on."""
+    """g·B(Ax) of some rows and the columns of `b`, in float32. Ax stands in `stacked` from `offset` on."""
     r = tl.arange(0, RANK_PAD)
     a = _sum_splits(stacked + offset, row, row_ok, r, r < RANK, rows, stride, SPLITS)
     open_ = tl.load(gate + row, mask=row_ok, other=0) != 0
-    a = tl.where(open_[:, None], a, 0.0)
-    w = tl.load(b + column[:, None] * RANK + r[None, :], mask=column_ok[:, None] & (r < RANK)[None, :], other=0.0)
-    return tl.dot(a.to(w.dtype), tl.trans(w), input_precision="ieee")
+    return tl.dot(tl.where(open_[:, None], a, 0.0).to(b.dtype), tl.trans(b), input_precision="ieee")
+
+
+@triton.jit
+def _rms_scale(square, row, row_ok, tiles, eps, D: tl.constexpr, TILES_PAD: tl.constexpr):
+    """1 / rms(x) of some rows, from the sums of squares of their tiles."""
+    t = tl.arange(0, TILES_PAD)
+    parts = tl.load(square + row[:, None] * tiles + t[None, :], mask=row_ok[:, None] & (t < tiles)[None, :], other=0.0)
+    return 1.0 / tl.sqrt(tl.sum(parts, 1) / D + eps)
 
 
 @triton.jit
@@ -72,51 +87,60 @@ def _norm_kernel(x, weight, out, eps, D: tl.constexpr, D_PAD: tl.constexpr, OVER
 
 @triton.jit
 def _residual_kernel(
-    x, stacked, b, gate, rows, stride,
+    x, square, stacked, b, gate, rows, stride,
     D: tl.constexpr, RANK: tl.constexpr, RANK_PAD: tl.constexpr, SPLITS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, NOISY: tl.constexpr, OVERLAP: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, LORA: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """x += s[:, :D], and g·B(Ax) if NOISY, on a tile of rows and columns."""
+    """x += s[:, :D] + g·B(Ax) on a tile of rows and columns, and the sum of squares of each row there."""
     n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     n_ok, d_ok = n < rows, d < D
     ok = n_ok[:, None] & d_ok[None, :]
+    if LORA:
+        rows_of_b = _load_b(b, d, d_ok, RANK, RANK_PAD)
     after_last_kernel(OVERLAP)
     value = tl.load(x + n[:, None] * D + d[None, :], mask=ok, other=0.0)
     total = value.to(tl.float32) + _sum_splits(stacked, n, n_ok, d, d_ok, rows, stride, SPLITS)
-    if NOISY:
-        total += _low_rank(stacked, b, n, n_ok, gate, d, d_ok, rows, stride, D, RANK, RANK_PAD, SPLITS)
-    tl.store(x + n[:, None] * D + d[None, :], total.to(value.dtype), mask=ok)
+    if LORA:
+        total += _low_rank(stacked, rows_of_b, n, n_ok, gate, rows, stride, D, RANK, RANK_PAD, SPLITS)
+    new = total.to(value.dtype)
+    tl.store(x + n[:, None] * D + d[None, :], new, mask=ok)
+    wide = tl.where(ok, new.to(tl.float32), 0.0)
+    tl.store(square + n * tl.num_programs(1) + tl.program_id(1), tl.sum(wide * wide, 1), mask=n_ok)
 
 
 @triton.jit
 def _silu_kernel(
-    stacked, b, gate, out, rows, stride,
-    F: tl.constexpr, RANK: tl.constexpr, RANK_PAD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr,
-    NOISY: tl.constexpr, OVERLAP: tl.constexpr,
+    stacked, square, b, gate, out, rows, stride, tiles, eps,
+    D: tl.constexpr, F: tl.constexpr, RANK: tl.constexpr, RANK_PAD: tl.constexpr, SPLITS: tl.constexpr,
+    TILES_PAD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, LORA: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """out = SiLU(gate half) · up half on a tile, each with its g·B(Ax) if NOISY."""
+    """out = SiLU(gate half) · up half on a tile, each scaled by the norm and with its g·B(Ax)."""
     n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     n_ok, f_ok = n < rows, f < F
     ok = n_ok[:, None] & f_ok[None, :]
+    if LORA:
+        left_b = _load_b(b, f, f_ok, RANK, RANK_PAD)
+        right_b = _load_b(b, f + F, f_ok, RANK, RANK_PAD)
     after_last_kernel(OVERLAP)
-    at = stacked + n[:, None] * stride + f[None, :]
-    left = tl.load(at, mask=ok, other=0.0).to(tl.float32)
-    right = tl.load(at + F, mask=ok, other=0.0).to(tl.float32)
-    if NOISY:
-        left += _low_rank(stacked, b, n, n_ok, gate, f, f_ok, rows, stride, 2 * F, RANK, RANK_PAD, 1)
-        right += _low_rank(stacked, b, n, n_ok, gate, f + F, f_ok, rows, stride, 2 * F, RANK, RANK_PAD, 1)
-    result = left / (1.0 + tl.exp(-left)) * right
+    scale = _rms_scale(square, n, n_ok, tiles, eps, D, TILES_PAD)[:, None]
+    left = _sum_splits(stacked, n, n_ok, f, f_ok, rows, stride, SPLITS)
+    right = _sum_splits(stacked, n, n_ok, f + F, f_ok, rows, stride, SPLITS)
+    if LORA:
+        left += _low_rank(stacked, left_b, n, n_ok, gate, rows, stride, 2 * F, RANK, RANK_PAD, SPLITS)
+        right += _low_rank(stacked, right_b, n, n_ok, gate, rows, stride, 2 * F, RANK, RANK_PAD, SPLITS)
+    left *= scale
+    result = left / (1.0 + tl.exp(-left)) * (right * scale)
     tl.store(out + n[:, None] * F + f[None, :], result.to(out.dtype.element_ty), mask=ok)
 
 
 @triton.jit
 def _qkv_kernel(
-    stacked, bias, b, gate, q_norm, k_norm, cos, sin, position, slot, query, key, value, stored_key, stored_value,
-    rows, stride, eps,
-    H: tl.constexpr, G: tl.constexpr, E: tl.constexpr, HALF_PAD: tl.constexpr,
-    RANK: tl.constexpr, RANK_PAD: tl.constexpr, BLOCK_N: tl.constexpr,
+    stacked, square, bias, b, gate, q_norm, k_norm, cos, sin, position, slot, query, key, value,
+    stored_key, stored_value, rows, stride, tiles, eps,
+    D: tl.constexpr, H: tl.constexpr, G: tl.constexpr, E: tl.constexpr, HALF_PAD: tl.constexpr,
+    RANK: tl.constexpr, RANK_PAD: tl.constexpr, SPLITS: tl.constexpr, TILES_PAD: tl.constexpr, BLOCK_N: tl.constexpr,
     BIAS: tl.constexpr, HEAD_NORM: tl.constexpr, LORA: tl.constexpr, NOISY: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program: one head (H of q, then G of k, then G of v) of BLOCK_N positions, as halves for the rotation."""
@@ -127,23 +151,28 @@ def _qkv_kernel(
     n_ok, e_ok = n < rows, e < HALF
     ok = n_ok[:, None] & e_ok[None, :]
     column = head * E + e
+    if LORA:
+        left_b = _load_b(b, column, e_ok, RANK, RANK_PAD)
+        right_b = _load_b(b, column + HALF, e_ok, RANK, RANK_PAD)
     after_last_kernel(OVERLAP)
-    at = stacked + n[:, None] * stride + column[None, :]
-    left = tl.load(at, mask=ok, other=0.0).to(tl.float32)
-    right = tl.load(at + HALF, mask=ok, other=0.0).to(tl.float32)
+    scale = _rms_scale(square, n, n_ok, tiles, eps, D, TILES_PAD)[:, None]
+    left = _sum_splits(stacked, n, n_ok, column, e_ok, rows, stride, SPLITS)
+    right = _sum_splits(stacked, n, n_ok, column + HALF, e_ok, rows, stride, SPLITS)
+    if LORA:
+        offset = (H + 2 * G) * E
+        left += _low_rank(stacked, left_b, n, n_ok, gate, rows, stride, offset, RANK, RANK_PAD, SPLITS)
+        right += _low_rank(stacked, right_b, n, n_ok, gate, rows, stride, offset, RANK, RANK_PAD, SPLITS)
+    left *= scale
+    right *= scale
     if BIAS:
         left += tl.load(bias + column, mask=e_ok, other=0.0).to(tl.float32)[None, :]
         right += tl.load(bias + column + HALF, mask=e_ok, other=0.0).to(tl.float32)[None, :]
-    if LORA:
-        offset = (H + 2 * G) * E
-        left += _low_rank(stacked, b, n, n_ok, gate, column, e_ok, rows, stride, offset, RANK, RANK_PAD, 1)
-        right += _low_rank(stacked, b, n, n_ok, gate, column + HALF, e_ok, rows, stride, offset, RANK, RANK_PAD, 1)
     if head < H + G:
         if HEAD_NORM:
-            scale = 1.0 / tl.sqrt((tl.sum(left * left, 1) + tl.sum(right * right, 1)) / E + eps)
+            own = 1.0 / tl.sqrt((tl.sum(left * left, 1) + tl.sum(right * right, 1)) / E + eps)
             weight = q_norm if head < H else k_norm
-            left *= scale[:, None] * tl.load(weight + e, mask=e_ok, other=0.0).to(tl.float32)[None, :]
-            right *= scale[:, None] * tl.load(weight + e + HALF, mask=e_ok, other=0.0).to(tl.float32)[None, :]
+            left *= own[:, None] * tl.load(weight + e, mask=e_ok, other=0.0).to(tl.float32)[None, :]
+            right *= own[:, None] * tl.load(weight + e + HALF, mask=e_ok, other=0.0).to(tl.float32)[None, :]
         angle = tl.load(position + n, mask=n_ok, other=0)[:, None] * HALF + e[None, :]
         c = tl.load(cos + angle, mask=ok, other=0.0).to(tl.float32)
         s = tl.load(sin + angle, mask=ok, other=0.0).to(tl.float32)
@@ -172,29 +201,47 @@ def _qkv_kernel(
         tl.store(to + HALF, second, mask=ok)
 
 
-def _stack(weight: Tensor, lora: GatedLoRA | None) -> tuple[Tensor, Tensor]:
-    """([W; A], B); without an adapter B is empty."""
-    if lora is None:
-        return weight, weight.new_empty(0, 0)
-    kind = weight.dtype
-    return torch.cat((weight, lora.a.to(kind))), lora.b.to(kind).contiguous()
-
-
 class _FusedLayer:
-    """Stacked weights of one layer. The layer's own weights become views of them, so nothing is held twice."""
+    """Stacked weights [W; A] and B of one layer, the norms in front folded in.
+
+    The layer's own weights become views of them and its norms ones, so nothing is held twice and the plain network
+    still computes the same.
+    """
 
     def __init__(self, layer: Layer, adapter: LayerAdapter | None) -> None:
         self.layer = layer
-        pairs = []
-        for name in ("qkv", "out", "gate_up", "down"):
-            linear = getattr(layer, name)
-            lora = None if adapter is None else getattr(adapter, name)
-            stacked, b = _stack(linear.weight.data, lora)
-            linear.weight.data = stacked[: len(linear.weight)]
-            if lora is not None:
-                lora.a.data, lora.b.data = stacked[len(linear.weight) :], b
-            pairs.append((stacked, b))
-        self.qkv, self.out, self.gate_up, self.down = pairs
+        self.qkv, self.out, self.gate_up, self.down = (
+            self._stack(getattr(layer, name), None if adapter is None else getattr(adapter, name), norm)
+            for name, norm in (
+                ("qkv", layer.attention_norm), ("out", None), ("gate_up", layer.ffn_norm), ("down", None)
+            )
+        )  # fmt: skip
+        layer.attention_norm.weight.data.fill_(1)
+        layer.ffn_norm.weight.data.fill_(1)
+
+    @staticmethod
+    def _stack(linear: nn.Linear, lora: GatedLoRA | None, norm: RMSNorm | None) -> tuple[Tensor, Tensor]:
+        weight = linear.weight.data
+        stacked = weight if lora is None else torch.cat((weight, lora.a.to(weight.dtype)))
+        if norm is not None:
+            stacked = (stacked.float() * norm.weight.float()).to(weight.dtype)
+        linear.weight.data = stacked[: len(weight)]
+        if lora is None:
+            return stacked, weight.new_empty(0, 0)
+        lora.a.data, lora.b.data = stacked[len(weight) :], lora.b.to(weight.dtype).contiguous()
+        return stacked, lora.b.data
+
+
+class Stream(NamedTuple):
+    """The residual stream: x [N, D], and its sums of squares by tiles of `block_d` columns, [N, tiles] float32."""
+
+    x_ND: Tensor
+    square_NT: Tensor
+
+
+def block_d(positions: int) -> int:
+    """Columns of the residual stream that one program adds to."""
+    return 32 if positions < MANY else 64
 
 
 class FusedTransformer:
@@ -214,20 +261,20 @@ class FusedTransformer:
         self.rank_pad = max(MIN_DOT, triton.next_power_of_2(max(1, self.rank)))
         self.overlap = overlaps(weight.device)
 
-    def __call__(self, x_ND: Tensor, layout: Layout, gate_N: Tensor | None) -> Tensor:
-        """Embeddings in, x behind the last layer out (the same tensor); clean keys and values go to the cache.
+    def __call__(self, stream: Stream, layout: Layout, gate_N: Tensor | None) -> Tensor:
+        """Embeddings in, x [N, D] behind the last layer out; clean keys and values go to the cache.
 
         `gate_N` (int8) is 1 on noisy positions; None: there are none.
         """
         gate = gate_N if self.rank else None
         for index, fused in enumerate(self.layers):
-            s = self._normed_product(x_ND, fused.layer.attention_norm.weight, fused.qkv, gate)
-            query, new = self._qkv(fused, index, s, layout, gate, noisy=gate_N is not None)
+            s = product(stream.x_ND, self._matrix(fused.qkv, gate))
+            query, new = self._qkv(fused, index, s, stream, layout, gate, noisy=gate_N is not None)
             mixed = attend(self.cache, index, layout, query, new)
-            self._add(x_ND, mixed.flatten(1), fused.out, gate)
-            s = self._normed_product(x_ND, fused.layer.ffn_norm.weight, fused.gate_up, gate)
-            self._add(x_ND, self._swiglu(s, fused.gate_up[1], gate), fused.down, gate)
-        return x_ND
+            self._add(stream, mixed.flatten(1), fused.out, gate)
+            s = product(stream.x_ND, self._matrix(fused.gate_up, gate))
+            self._add(stream, self._swiglu(s, stream, fused.gate_up[1], gate), fused.down, gate)
+        return stream.x_ND
 
     def norm(self, x_ND: Tensor, weight_D: Tensor) -> Tensor:
         """RMS norm of each row."""
@@ -244,60 +291,58 @@ class FusedTransformer:
         stacked, b = weights
         return stacked if gate is not None or not self.rank else stacked[: len(b)]
 
-    def _normed_product(
-        self, x_ND: Tensor, norm_D: Tensor, weights: tuple[Tensor, Tensor], gate: Tensor | None
-    ) -> Tensor:
-        matrix = self._matrix(weights, gate)
-        if len(x_ND) <= FEW:
-            return product(x_ND, matrix, norm_D, self.config.norm_eps)[0]
-        return torch.mm(self.norm(x_ND, norm_D), matrix.t())
+    def _common(self, s: Tensor, stream: Stream) -> dict[str, Any]:
+        """Arguments that all kernels behind a product take."""
+        return {
+            "D": self.config.d_model, "RANK": self.rank, "RANK_PAD": self.rank_pad, "SPLITS": len(s),
+            "TILES_PAD": max(2, triton.next_power_of_2(stream.square_NT.shape[1])),
+            "OVERLAP": self.overlap, "num_warps": 4, "launch_pdl": self.overlap,
+        }  # fmt: skip
 
-    def _add(self, x_ND: Tensor, y_NI: Tensor, weights: tuple[Tensor, Tensor], gate: Tensor | None) -> None:
+    def _add(self, stream: Stream, y_NI: Tensor, weights: tuple[Tensor, Tensor], gate: Tensor | None) -> None:
         """x += Wy + g·B(Ay)."""
-        matrix = self._matrix(weights, gate)
-        s = product(y_NI, matrix) if len(y_NI) <= FEW else torch.mm(y_NI, matrix.t())[None]
-        splits, n, width = s.shape
-        d = x_ND.shape[1]
-        noisy = gate is not None
+        x, s = stream.x_ND, product(y_NI, self._matrix(weights, gate))
+        (n, d), wide = x.shape, block_d(len(x))
         block_n = MIN_DOT if n < MANY else 64
-        _residual_kernel[(triton.cdiv(n, block_n), triton.cdiv(d, 64))](
-            x_ND, s, weights[1], x_ND if gate is None else gate, n, width, D=d, RANK=self.rank, RANK_PAD=self.rank_pad,
-            SPLITS=splits, BLOCK_N=block_n, BLOCK_D=64, NOISY=noisy, OVERLAP=self.overlap,
-            num_warps=4, launch_pdl=self.overlap,
+        common = self._common(s, stream)
+        del common["TILES_PAD"]
+        _residual_kernel[(triton.cdiv(n, block_n), triton.cdiv(d, wide))](
+            x, stream.square_NT, s, weights[1], x if gate is None else gate, n, s.shape[2],
+            BLOCK_N=block_n, BLOCK_D=wide, LORA=gate is not None, **common,
         )  # fmt: skip
 
-    def _swiglu(self, s: Tensor, b: Tensor, gate: Tensor | None) -> Tensor:
-        n, f = len(s), self.config.d_ffn
-        out = torch.empty(n, f, dtype=s.dtype, device=s.device)
-        noisy = gate is not None
+    def _swiglu(self, s: Tensor, stream: Stream, b: Tensor, gate: Tensor | None) -> Tensor:
+        n, f = s.shape[1], self.config.d_ffn
+        out = torch.empty(n, f, dtype=stream.x_ND.dtype, device=s.device)
         block_n, block_f = 1, 512
-        if noisy:
+        if gate is not None:
             block_n, block_f = MIN_DOT if n < 64 else 64, 32 if n < MANY else 64
         _silu_kernel[(triton.cdiv(n, block_n), triton.cdiv(f, block_f))](
-            s, b, s if gate is None else gate, out, n, s.stride(0), F=f, RANK=self.rank, RANK_PAD=self.rank_pad,
-            BLOCK_N=block_n, BLOCK_F=block_f, NOISY=noisy, OVERLAP=self.overlap, num_warps=4, launch_pdl=self.overlap,
+            s, stream.square_NT, b, s if gate is None else gate, out, n, s.shape[2], stream.square_NT.shape[1],
+            self.config.norm_eps, F=f, BLOCK_N=block_n, BLOCK_F=block_f, LORA=gate is not None,
+            **self._common(s, stream),
         )  # fmt: skip
         return out
 
     def _qkv(
-        self, fused: _FusedLayer, index: int, s: Tensor, layout: Layout, gate: Tensor | None, *, noisy: bool
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        self, fused: _FusedLayer, index: int, s: Tensor, stream: Stream, layout: Layout, gate: Tensor | None,
+        *, noisy: bool,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:  # fmt: skip
         """Queries [N, H, E], and keys and values [N, G, E] where noisy positions will ask for them."""
-        config, layer = self.config, fused.layer
-        n, h, g, e = len(s), config.n_heads, config.n_kv_heads, config.head_size
-        query = torch.empty(n, h, e, dtype=s.dtype, device=s.device)
+        config, layer, kind = self.config, fused.layer, stream.x_ND.dtype
+        n, h, g, e = s.shape[1], config.n_heads, config.n_kv_heads, config.head_size
+        query = torch.empty(n, h, e, dtype=kind, device=s.device)
         # Without noise nobody reads the forward's own keys: they are in the cache.
-        key, value = torch.empty(2, n if noisy else 0, g, e, dtype=s.dtype, device=s.device)
+        key, value = torch.empty(2, n if noisy else 0, g, e, dtype=kind, device=s.device)
         bias: Tensor | None = layer.qkv.bias
         head_norm = config.qk_norm
         block_n = MIN_DOT if noisy else 1
         _qkv_kernel[(triton.cdiv(n, block_n), h + 2 * g)](
-            s, s if bias is None else bias, fused.qkv[1], s if gate is None else gate,
+            s, stream.square_NT, s if bias is None else bias, fused.qkv[1], s if gate is None else gate,
             layer.q_norm.weight if head_norm else s, layer.k_norm.weight if head_norm else s,
             self.cos, self.sin, layout.position_N, layout.slot_N, query, key, value,
-            self.cache.key[index], self.cache.value[index], n, s.stride(0), config.norm_eps,
+            self.cache.key[index], self.cache.value[index], n, s.shape[2], stream.square_NT.shape[1], config.norm_eps,
             H=h, G=g, E=e, HALF_PAD=max(MIN_DOT, triton.next_power_of_2(e // 2)), BLOCK_N=block_n,
-            BIAS=bias is not None, HEAD_NORM=head_norm, LORA=gate is not None, NOISY=noisy,
-            RANK=self.rank, RANK_PAD=self.rank_pad, OVERLAP=self.overlap, num_warps=4, launch_pdl=self.overlap,
+            BIAS=bias is not None, HEAD_NORM=head_norm, LORA=gate is not None, NOISY=noisy, **self._common(s, stream),
         )  # fmt: skip
         return query, (key, value) if noisy else None

@@ -1,8 +1,7 @@
-"""Matrix products of few positions: y = norm(x)·Wᵀ, bound by the reading of W.
+"""Matrix products of few positions: y = x·Wᵀ, bound by the reading of W.
 
-The RMS norm before a product is a factor of each row, so it is applied to the result: y = (x∘w)·Wᵀ / rms(x), and the
-rows' squares are summed by the loop that reads them anyway. A long inner axis is split over programs; their partial
-sums are added by whichever kernel reads them next, always in the same order. More positions than `FEW` go to cuBLAS.
+A product this small would keep few processors busy, so the inner axis is split over programs; their partial sums are
+added by whichever kernel reads them next, always in the same order. More positions than `FEW` go to cuBLAS.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ class Tiles(NamedTuple):
     stages: int = 4
 
 
-def tiles_for(positions: int, outputs: int, inner: int, *, split: bool) -> Tiles:
-    """For [positions, inner] · [outputs, inner]ᵀ, as measured on an H100; `split`: can its sums be added later?"""
+def tiles_for(positions: int, outputs: int, inner: int) -> Tiles:
+    """For [positions, inner] · [outputs, inner]ᵀ, as measured on an H100."""
     m = max(16, min(64, triton.next_power_of_2(positions)))
-    if not split:
-        return Tiles(m, 16 if outputs < 4096 else 64, 128 if m < 64 else 64)
-    splits = 8 if inner >= 4096 and outputs < 2048 else 2 if outputs < 2048 else 1
-    return Tiles(m, 32 if outputs < 4096 else 64, 64, splits)
+    if outputs >= 4096:
+        return Tiles(m, 64, 64)
+    if inner >= 4096:
+        return Tiles(m, 64, 128, 8)
+    return Tiles(m, 64, 64, 7) if m < 64 else Tiles(m, 32, 64, 4)
 
 
 @triton.jit
 def _product_kernel(
-    x, weight, norm, out, rows, outputs, eps,
-    K: tl.constexpr, NORM: tl.constexpr, SPLITS: tl.constexpr,
+    x, weight, out, rows, outputs, K: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M positions × BLOCK_N outputs over one run of the inner axis → out [SPLITS, rows, outputs]."""
@@ -55,37 +54,30 @@ def _product_kernel(
     n = (n0 + tl.arange(0, BLOCK_N)).to(tl.int64)
     m_ok, n_ok = m < rows, n < outputs
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    square = tl.zeros([BLOCK_M], tl.float32)
     after_last_kernel(OVERLAP)
     for k0 in range(begin, stop, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
         k_ok = k < stop
         w = tl.load(weight + n[:, None] * K + k[None, :], mask=n_ok[:, None] & k_ok[None, :], other=0.0)
         a = tl.load(x + m[:, None] * K + k[None, :], mask=m_ok[:, None] & k_ok[None, :], other=0.0)
-        if NORM:
-            wide = a.to(tl.float32)
-            square += tl.sum(wide * wide, 1)
-            a = (wide * tl.load(norm + k, mask=k_ok, other=0.0).to(tl.float32)[None, :]).to(a.dtype)
         acc += tl.dot(a, tl.trans(w), input_precision="ieee")
-    if NORM:
-        acc *= (1.0 / tl.sqrt(square / K + eps))[:, None]
     at = (split.to(tl.int64) * rows + m[:, None]) * outputs + n[None, :]
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=m_ok[:, None] & n_ok[None, :])
 
 
-def product(
-    x_NI: Tensor, weight: Tensor, norm: Tensor | None = None, eps: float = 0.0, tiles: Tiles | None = None
-) -> Tensor:
-    """norm(x)·Wᵀ as [splits, N, outputs]: in the dtype of x if splits = 1, else float32 sums still to be added."""
+def product(x_NI: Tensor, weight: Tensor, tiles: Tiles | None = None) -> Tensor:
+    """x·Wᵀ as [splits, N, outputs]: in the dtype of x if splits = 1, else float32 sums still to be added."""
     positions, inner = x_NI.shape
     outputs = len(weight)
-    t = tiles or tiles_for(positions, outputs, inner, split=norm is None)
+    if positions > FEW and tiles is None:
+        return torch.mm(x_NI, weight.t())[None]
+    t = tiles or tiles_for(positions, outputs, inner)
     kind = x_NI.dtype if t.splits == 1 else torch.float32
     out = torch.empty(t.splits, positions, outputs, dtype=kind, device=x_NI.device)
     overlap = overlaps(x_NI.device) and inner % 8 == 0 and x_NI.dtype == torch.bfloat16
     _product_kernel[(triton.cdiv(positions, t.m), triton.cdiv(outputs, t.n), t.splits)](
-        x_NI, weight, x_NI if norm is None else norm, out, positions, outputs, eps,
-        K=inner, NORM=norm is not None, SPLITS=t.splits, BLOCK_M=t.m, BLOCK_N=t.n, BLOCK_K=t.k, OVERLAP=overlap,
+        x_NI, weight, out, positions, outputs,
+        K=inner, SPLITS=t.splits, BLOCK_M=t.m, BLOCK_N=t.n, BLOCK_K=t.k, OVERLAP=overlap,
         num_warps=t.warps, num_stages=t.stages, launch_pdl=overlap,
     )  # fmt: skip
     return out

@@ -16,6 +16,7 @@ from torch import Tensor
 from openmercury.diffusion.sample import Choice
 from openmercury.engine.cuda.attention import Layout
 from openmercury.engine.cuda.launch import after_last_kernel, overlaps
+from openmercury.engine.cuda.network import Stream, block_d
 from openmercury.engine.modes import Shape
 from openmercury.engine.state import MAX_STOP_IDS, Slots
 from openmercury.model.transformer import Transformer
@@ -38,10 +39,10 @@ def _first_mask(ahead, width, K_PAD: tl.constexpr, mask_id):
 @triton.jit
 def _plan_kernel(
     rows, start_R, count_R, text, length, limit, done, width, ahead, ahead_count, pages,
-    embedding, mask_vector, x, position, end, group, slot, gate, proposal,
-    columns, text_stride, ahead_stride, pages_stride, last_position, mask_id,
+    embedding, mask_vector, x, square, position, end, group, slot, gate, proposal,
+    columns, tiles, text_stride, ahead_stride, pages_stride, last_position, mask_id,
     KIND: tl.constexpr, LAST: tl.constexpr, WIDTH: tl.constexpr, K_PAD: tl.constexpr, PAGE: tl.constexpr,
-    D: tl.constexpr, D_PAD: tl.constexpr, OVERLAP: tl.constexpr,
+    D: tl.constexpr, D_PAD: tl.constexpr, TILES_PAD: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program: one position → where it stands, what it sees, its embedding. KIND and WIDTH are the shape's."""
     after_last_kernel(OVERLAP)
@@ -112,6 +113,10 @@ def _plan_kernel(
         if masked:
             vector = tl.load(mask_vector + d, mask=d < D, other=0.0).to(vector.dtype)
     tl.store(x + n.to(tl.int64) * D + d, vector, mask=d < D)
+    # The norm of the first layer sums the squares of tiles: here one tile holds all.
+    t = tl.arange(0, TILES_PAD)
+    whole = tl.sum(vector.to(tl.float32) * vector.to(tl.float32), 0)
+    tl.store(square + n * tiles + t, tl.where(t == 0, whole, 0.0), mask=t < tiles)
 
 
 @triton.jit
@@ -276,9 +281,9 @@ def _pack_kernel(
 
 
 class Planned(NamedTuple):
-    """One forward on the device: embeddings [N, D], where they stand, the gate [N], the tokens that stand there [N]."""
+    """One forward on the device: embeddings, where they stand, the gate [N], the tokens that stand there [N]."""
 
-    x_ND: Tensor
+    stream: Stream
     layout: Layout
     gate_N: Tensor
     proposal_N: Tensor
@@ -308,6 +313,8 @@ def plan(
     assert isinstance(columns, int)
     n, d = len(rows_R) * columns, config.d_model
     x = torch.empty(n, d, dtype=model.embedding.weight.dtype, device=device)
+    tiles = triton.cdiv(d, block_d(n))
+    square = torch.empty(n, tiles, dtype=torch.float32, device=device)
     position, end, group, proposal = (torch.empty(n, dtype=torch.int32, device=device) for _ in range(4))
     slot, gate = torch.empty(n, dtype=torch.long, device=device), torch.empty(n, dtype=torch.int8, device=device)
     start, count = spans or (rows_R, rows_R)
@@ -316,12 +323,13 @@ def plan(
         rows_R, start, count, slots.text, slots.length, slots.limit, slots.done, slots.width, slots.ahead,
         slots.ahead_count, slots.pages, model.embedding.weight,
         model.embedding.weight if model.adapter is None else model.adapter.mask_vector,
-        x, position, end, group, slot, gate, proposal,
-        columns, slots.text.stride(0), slots.ahead.stride(0), slots.pages.stride(0), config.max_context - 1, mask_id,
+        x, square, position, end, group, slot, gate, proposal,
+        columns, tiles, slots.text.stride(0), slots.ahead.stride(0), slots.pages.stride(0), config.max_context - 1,
+        mask_id,
         KIND=kind, LAST=last, WIDTH=width, K_PAD=_pad(width), PAGE=page, D=d, D_PAD=triton.next_power_of_2(d),
-        OVERLAP=overlap, num_warps=1 if d <= 1024 else 4, launch_pdl=overlap,
+        TILES_PAD=_pad(tiles), OVERLAP=overlap, num_warps=1 if d <= 1024 else 4, launch_pdl=overlap,
     )  # fmt: skip
-    return Planned(x, Layout(rows_R, columns, slots.pages, position, end, group, slot), gate, proposal)
+    return Planned(Stream(x, square), Layout(rows_R, columns, slots.pages, position, end, group, slot), gate, proposal)
 
 
 def accept(slots: Slots, rows_R: Tensor, width: int, token_RC: Tensor) -> Tensor:
