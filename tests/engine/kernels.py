@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from openmercury.diffusion.sample import Choice, RowParams, choose
 from openmercury.engine import modes
 from openmercury.engine.cache import GatherAttend, PagedCache, slots_of
+from openmercury.engine.cuda import attention as cuda_attention
 from openmercury.engine.cuda import steps
 from openmercury.engine.cuda.attention import Layout, PagedAttend
 from openmercury.engine.cuda.forward import CudaForward
@@ -53,7 +54,7 @@ def products(positions: int, outputs: int, inner: int, dtype: torch.dtype, bound
     """With the inner axis split and whole."""
     x, w = (torch.randn(n, inner, device=DEVICE).to(dtype) for n in (positions, outputs))
     exact = F.linear(x.double(), w.double())
-    given = (None,) if DEVICE.type == "cuda" else (Tiles(16, 16, 16, 3), Tiles(16, 32, 32, 1))
+    given = (None,) if DEVICE.type == "cuda" else (Tiles(16, 16, 16, 4), Tiles(16, 32, 32, 1))
     for tiles in given:
         got = product(x, w, tiles=tiles).double().sum(0)
         assert (got - exact).norm() / exact.norm() < bound, (positions, outputs, inner, tiles)
@@ -193,21 +194,25 @@ def whole_steps(dtype: torch.dtype, head_size: int) -> None:
     from openmercury.engine.engine import Engine
     from openmercury.engine.params import SamplingParams
 
-    config = tiny.config().model_copy(update={"head_size": head_size, "max_context": 64})
+    config = tiny.config().model_copy(update={"head_size": head_size, "max_context": 64, "n_layers": 1})
     model = tiny.network(dtype=dtype, of=config).to(DEVICE)
     settings = EngineConfig(draft_width=2, max_requests=2, page_size=4, cache_tokens=200)
-    for asked in ({"mode": "ar"}, {"mode": "verified"}, {"mode": "diffusion", "block_size": 3}):
-        for heat in (0.0, 0.9):
-            texts = []
-            for fused in (False, True):
-                engine = Engine(copy.deepcopy(model), settings)
-                runner = engine.runner
-                runner.cuda = CudaForward(runner.model, runner.cache, runner.slots, tiny.MASK, 64) if fused else None
-                params = SamplingParams.model_validate({**asked, "max_tokens": 5, "temperature": heat, "seed": 3})
-                requests = [engine.request([5, 6, 7], params), engine.request([9, 8, 7, 6, 5], params)]
-                list(engine.generate(requests))
-                texts.append([request.completion for request in requests])
-            assert texts[0] == texts[1], (asked, heat, texts)
+    for asked in (
+        {"mode": "ar", "temperature": 0.9},
+        {"mode": "verified", "temperature": 0.0},
+        {"mode": "verified", "temperature": 0.9},
+        {"mode": "diffusion", "temperature": 0.0, "block_size": 3},
+    ):
+        texts = []
+        for fused in (False, True):
+            engine = Engine(copy.deepcopy(model), settings)
+            runner = engine.runner
+            runner.cuda = CudaForward(runner.model, runner.cache, runner.slots, tiny.MASK, 64) if fused else None
+            params = SamplingParams.model_validate({**asked, "max_tokens": 4, "seed": 3})
+            requests = [engine.request([5, 6, 7], params), engine.request([9, 8, 7, 6, 5], params)]
+            list(engine.generate(requests))
+            texts.append([request.completion for request in requests])
+        assert texts[0] == texts[1], (asked, texts)
 
 
 def attention(rows: int, queries: int, heads: int, kv_heads: int, dtype: torch.dtype, bound: float) -> None:
@@ -286,6 +291,7 @@ if __name__ == "__main__":
     interpreted = DEVICE.type == "cpu"
     if interpreted:
         let_numpy_2_4_index()
+        cuda_attention.MOST_SPLITS = 2  # each program takes its time here
     sizes = (
         [(2, 1, 14, 2), (3, 5, 4, 2)] if interpreted else [(1, 1, 14, 2), (7, 1, 14, 2), (5, 71, 14, 2), (3, 33, 32, 8)]
     )
@@ -300,7 +306,7 @@ if __name__ == "__main__":
         if not interpreted:
             products(*shape, torch.bfloat16, 1e-2)
     with torch.inference_mode():
-        for seed in range(4 if interpreted else 40):
+        for seed in range(2 if interpreted else 40):
             plans_and_applies(seed)
         for architecture in ("qwen2", "llama", "qwen3"):
             network(architecture, torch.float32, 1e-4)

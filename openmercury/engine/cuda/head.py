@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from openmercury.diffusion.sample import Choice
-from openmercury.engine.cuda.launch import after_last_kernel, fetch_rows, overlaps
+from openmercury.engine.cuda.launch import after_last_kernel, overlaps
 from openmercury.engine.cuda.products import FEW
 
 BLOCK_V = 128
@@ -68,7 +68,6 @@ def _head_kernel(
     weights are read from memory once."""
     tiles_m = tl.cdiv(count, BLOCK_M)
     v0 = tl.program_id(0) // tiles_m * BLOCK_V
-    fetch_rows(weight, v0, vocabulary, D, 0, D, BLOCK_V, OVERLAP)
     m = tl.program_id(0) % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)
     v = v0 + tl.arange(0, BLOCK_V)
     m_ok, v_ok = m < count, v < vocabulary

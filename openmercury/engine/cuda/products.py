@@ -13,13 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from openmercury.engine.cuda.launch import after_last_kernel, fetch_rows, overlaps
+from openmercury.engine.cuda.launch import after_last_kernel, overlaps
 
 FEW = 128  # positions up to which reading W, not arithmetic, bounds a product
 
 
 class Tiles(NamedTuple):
-    """How a product is divided: rows of x, rows of W, inner axis; programs that share an inner axis; warps, stages."""
+    """Rows of x, rows of W and inner axis of a program; programs that share an inner axis (a power of 2)."""
 
     m: int
     n: int
@@ -32,11 +32,12 @@ class Tiles(NamedTuple):
 def tiles_for(positions: int, outputs: int, inner: int) -> Tiles:
     """For [positions, inner] · [outputs, inner]ᵀ, as measured on an H100."""
     m = max(16, min(64, triton.next_power_of_2(positions)))
+    many = positions > 64
     if outputs >= 4096:
-        return Tiles(m, 64, 64)
+        return Tiles(m, 64, 64) if many else Tiles(m, 32, 64 if m == 64 else 128, stages=6)
     if inner >= 4096:
-        return Tiles(m, 64, 128, 8)
-    return Tiles(m, 64, 64, 7) if m < 64 else Tiles(m, 32, 64, 4)
+        return Tiles(m, 32, 64, 8, stages=5) if m == 64 and not many else Tiles(m, 64, 128, 8, stages=3 if many else 5)
+    return Tiles(m, 32, 64, 2 if many else 4, stages=5)
 
 
 @triton.jit
@@ -49,7 +50,6 @@ def _product_kernel(
     run: tl.constexpr = (K + SPLITS * BLOCK_K - 1) // (SPLITS * BLOCK_K) * BLOCK_K
     begin = split * run
     stop = tl.minimum(begin + run, K)
-    fetch_rows(weight, n0, outputs, K, begin, tl.maximum(stop - begin, 0), BLOCK_N, OVERLAP)
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = (n0 + tl.arange(0, BLOCK_N)).to(tl.int64)
     m_ok, n_ok = m < rows, n < outputs
@@ -74,7 +74,7 @@ def product(x_NI: Tensor, weight: Tensor, tiles: Tiles | None = None) -> Tensor:
     t = tiles or tiles_for(positions, outputs, inner)
     kind = x_NI.dtype if t.splits == 1 else torch.float32
     out = torch.empty(t.splits, positions, outputs, dtype=kind, device=x_NI.device)
-    overlap = overlaps(x_NI.device) and inner % 8 == 0 and x_NI.dtype == torch.bfloat16
+    overlap = overlaps(x_NI.device)
     _product_kernel[(triton.cdiv(positions, t.m), triton.cdiv(outputs, t.n), t.splits)](
         x_NI, weight, out, positions, outputs,
         K=inner, SPLITS=t.splits, BLOCK_M=t.m, BLOCK_N=t.n, BLOCK_K=t.k, OVERLAP=overlap,
