@@ -54,15 +54,20 @@ def _load_b(b, column, column_ok, RANK: tl.constexpr, RANK_PAD: tl.constexpr):
 
 
 @triton.jit
-def _low_rank(
-    stacked, b, row, row_ok, gate, rows, stride, offset, RANK: tl.constexpr, RANK_PAD: tl.constexpr,
-    SPLITS: tl.constexpr,
-):  # fmt: skip
-    """g·B(Ax) of some rows and the columns of `b`, in float32. Ax stands in `stacked` from `offset` on."""
+def _gated_a(
+    stacked, row, row_ok, gate, rows, stride, offset, RANK: tl.constexpr, RANK_PAD: tl.constexpr, SPLITS: tl.constexpr
+):
+    """g·Ax of some rows, in float32. Ax stands in `stacked` from `offset` on."""
     r = tl.arange(0, RANK_PAD)
     a = _sum_splits(stacked + offset, row, row_ok, r, r < RANK, rows, stride, SPLITS)
     open_ = tl.load(gate + row, mask=row_ok, other=0) != 0
-    return tl.dot(tl.where(open_[:, None], a, 0.0).to(b.dtype), tl.trans(b), input_precision="ieee")
+    return tl.where(open_[:, None], a, 0.0)
+
+
+@triton.jit
+def _low_rank(a, b):
+    """B(Ax) of some rows and of the columns that `b` holds, in float32."""
+    return tl.dot(a.to(b.dtype), tl.trans(b), input_precision="ieee")
 
 
 @triton.jit
@@ -103,7 +108,7 @@ def _residual_kernel(
     value = tl.load(x + n[:, None] * D + d[None, :], mask=ok, other=0.0)
     total = value.to(tl.float32) + _sum_splits(stacked, n, n_ok, d, d_ok, rows, stride, SPLITS)
     if LORA:
-        total += _low_rank(stacked, rows_of_b, n, n_ok, gate, rows, stride, D, RANK, RANK_PAD, SPLITS)
+        total += _low_rank(_gated_a(stacked, n, n_ok, gate, rows, stride, D, RANK, RANK_PAD, SPLITS), rows_of_b)
     new = total.to(value.dtype)
     tl.store(x + n[:, None] * D + d[None, :], new, mask=ok)
     wide = tl.where(ok, new.to(tl.float32), 0.0)
@@ -129,63 +134,63 @@ def _silu_kernel(
     left = _sum_splits(stacked, n, n_ok, f, f_ok, rows, stride, SPLITS)
     right = _sum_splits(stacked, n, n_ok, f + F, f_ok, rows, stride, SPLITS)
     if LORA:
-        left += _low_rank(stacked, left_b, n, n_ok, gate, rows, stride, 2 * F, RANK, RANK_PAD, SPLITS)
-        right += _low_rank(stacked, right_b, n, n_ok, gate, rows, stride, 2 * F, RANK, RANK_PAD, SPLITS)
+        a = _gated_a(stacked, n, n_ok, gate, rows, stride, 2 * F, RANK, RANK_PAD, SPLITS)
+        left += _low_rank(a, left_b)
+        right += _low_rank(a, right_b)
     left *= scale
     result = left / (1.0 + tl.exp(-left)) * (right * scale)
     tl.store(out + n[:, None] * F + f[None, :], result.to(out.dtype.element_ty), mask=ok)
 
 
 @triton.jit
+def _halves(x, ROWS: tl.constexpr, E: tl.constexpr):
+    """The left and the right half of the columns of x [ROWS, E]."""
+    return tl.split(tl.permute(tl.reshape(x, [ROWS, 2, E // 2]), [0, 2, 1]))
+
+
+@triton.jit
 def _qkv_kernel(
     stacked, square, bias, b, gate, q_norm, k_norm, cos, sin, position, slot, query, key, value,
     stored_key, stored_value, rows, stride, tiles, eps,
-    D: tl.constexpr, H: tl.constexpr, G: tl.constexpr, E: tl.constexpr, HALF_PAD: tl.constexpr,
+    D: tl.constexpr, H: tl.constexpr, G: tl.constexpr, E: tl.constexpr,
     RANK: tl.constexpr, RANK_PAD: tl.constexpr, SPLITS: tl.constexpr, TILES_PAD: tl.constexpr, BLOCK_N: tl.constexpr,
     BIAS: tl.constexpr, HEAD_NORM: tl.constexpr, LORA: tl.constexpr, NOISY: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One program: one head (H of q, then G of k, then G of v) of BLOCK_N positions, as halves for the rotation."""
+    """One program: one head (H of q, then G of k, then G of v) of BLOCK_N positions."""
     n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     head = tl.program_id(1)
-    e = tl.arange(0, HALF_PAD)
     HALF: tl.constexpr = E // 2
-    n_ok, e_ok = n < rows, e < HALF
-    ok = n_ok[:, None] & e_ok[None, :]
-    column = head * E + e
+    e, half = tl.arange(0, E), tl.arange(0, HALF)
+    n_ok = n < rows
+    every = head * E + e
     if LORA:
-        left_b = _load_b(b, column, e_ok, RANK, RANK_PAD)
-        right_b = _load_b(b, column + HALF, e_ok, RANK, RANK_PAD)
+        rows_of_b = _load_b(b, every, e < E, RANK, RANK_PAD)
     after_last_kernel(OVERLAP)
-    scale = _rms_scale(square, n, n_ok, tiles, eps, D, TILES_PAD)[:, None]
-    left = _sum_splits(stacked, n, n_ok, column, e_ok, rows, stride, SPLITS)
-    right = _sum_splits(stacked, n, n_ok, column + HALF, e_ok, rows, stride, SPLITS)
+    x = _sum_splits(stacked, n, n_ok, every, e < E, rows, stride, SPLITS)
     if LORA:
         offset = (H + 2 * G) * E
-        left += _low_rank(stacked, left_b, n, n_ok, gate, rows, stride, offset, RANK, RANK_PAD, SPLITS)
-        right += _low_rank(stacked, right_b, n, n_ok, gate, rows, stride, offset, RANK, RANK_PAD, SPLITS)
-    left *= scale
-    right *= scale
+        x += _low_rank(_gated_a(stacked, n, n_ok, gate, rows, stride, offset, RANK, RANK_PAD, SPLITS), rows_of_b)
+    x *= _rms_scale(square, n, n_ok, tiles, eps, D, TILES_PAD)[:, None]
     if BIAS:
-        left += tl.load(bias + column, mask=e_ok, other=0.0).to(tl.float32)[None, :]
-        right += tl.load(bias + column + HALF, mask=e_ok, other=0.0).to(tl.float32)[None, :]
-    if head < H + G:
-        if HEAD_NORM:
-            own = 1.0 / tl.sqrt((tl.sum(left * left, 1) + tl.sum(right * right, 1)) / E + eps)
-            weight = q_norm if head < H else k_norm
-            left *= own[:, None] * tl.load(weight + e, mask=e_ok, other=0.0).to(tl.float32)[None, :]
-            right *= own[:, None] * tl.load(weight + e + HALF, mask=e_ok, other=0.0).to(tl.float32)[None, :]
-        angle = tl.load(position + n, mask=n_ok, other=0)[:, None] * HALF + e[None, :]
-        c = tl.load(cos + angle, mask=ok, other=0.0).to(tl.float32)
-        s = tl.load(sin + angle, mask=ok, other=0.0).to(tl.float32)
+        x += tl.load(bias + every).to(tl.float32)[None, :]
+    rotated = head < H + G
+    if HEAD_NORM:
+        weight = tl.load((q_norm if head < H else k_norm) + e).to(tl.float32)
+        normed = x * (1.0 / tl.sqrt(tl.sum(x * x, 1) / E + eps))[:, None] * weight[None, :]
+        x = tl.where(rotated, normed, x)
+    left, right = _halves(x, BLOCK_N, E)
+    if rotated:
+        angle = tl.load(position + n, mask=n_ok, other=0)[:, None] * HALF + half[None, :]
+        c = tl.load(cos + angle, mask=n_ok[:, None], other=0.0).to(tl.float32)
+        s = tl.load(sin + angle, mask=n_ok[:, None], other=0.0).to(tl.float32)
         first, second = left * c - right * s, right * c + left * s
     else:
         first, second = left, right
-    kind = query.dtype.element_ty
-    first, second = first.to(kind), second.to(kind)
+    first, second = first.to(query.dtype.element_ty), second.to(query.dtype.element_ty)
     if head < H:
-        to = query + n[:, None] * (H * E) + column[None, :]
-        tl.store(to, first, mask=ok)
-        tl.store(to + HALF, second, mask=ok)
+        to = query + n[:, None] * (H * E) + head * E + half[None, :]
+        tl.store(to, first, mask=n_ok[:, None])
+        tl.store(to + HALF, second, mask=n_ok[:, None])
     else:
         new, stored = key, stored_key
         group = head - H
@@ -193,13 +198,13 @@ def _qkv_kernel(
             new, stored = value, stored_value
             group = head - H - G
         if NOISY:
-            to = new + n[:, None] * (G * E) + group * E + e[None, :]
-            tl.store(to, first, mask=ok)
-            tl.store(to + HALF, second, mask=ok)
+            to = new + n[:, None] * (G * E) + group * E + half[None, :]
+            tl.store(to, first, mask=n_ok[:, None])
+            tl.store(to + HALF, second, mask=n_ok[:, None])
         kept = tl.load(slot + n, mask=n_ok, other=0)
-        to = stored + kept[:, None] * (G * E) + group * E + e[None, :]
-        tl.store(to, first, mask=ok)
-        tl.store(to + HALF, second, mask=ok)
+        to = stored + kept[:, None] * (G * E) + group * E + half[None, :]
+        tl.store(to, first, mask=n_ok[:, None])
+        tl.store(to + HALF, second, mask=n_ok[:, None])
 
 
 class _FusedLayer:
@@ -343,7 +348,7 @@ class FusedTransformer:
             layer.q_norm.weight if head_norm else s, layer.k_norm.weight if head_norm else s,
             self.cos, self.sin, layout.position_N, layout.slot_N, query, key, value,
             self.cache.key[index], self.cache.value[index], n, s.shape[2], stream.square_NT.shape[1], config.norm_eps,
-            H=h, G=g, E=e, HALF_PAD=max(MIN_DOT, triton.next_power_of_2(e // 2)), BLOCK_N=block_n,
+            H=h, G=g, E=e, BLOCK_N=block_n,
             BIAS=bias is not None, HEAD_NORM=head_norm, LORA=gate is not None, NOISY=noisy, **self._common(s, stream),
         )  # fmt: skip
         return query, (key, value) if noisy else None
