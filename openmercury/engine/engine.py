@@ -171,6 +171,7 @@ class Engine:
     def _launch(self, shape: Shape, requests: list[Request]) -> Pending:
         slots = [request.slot for request in requests if request.slot is not None]
         sampling = max((request.sampling for request in requests), key=SAMPLINGS.index)
+        shape = shape._replace(penalised=any(request.penalised for request in requests))
         return self.runner.decode(shape, slots, sampling, self.config.steps_per_sync)
 
     def _read(self, launched: list[tuple[list[Request], Pending]]) -> list[Request]:

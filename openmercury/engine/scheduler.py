@@ -12,7 +12,7 @@ from openmercury.engine.config import EngineConfig
 from openmercury.engine.modes import Shape
 from openmercury.engine.pages import PagePool
 from openmercury.engine.request import Request
-from openmercury.errors import ContextOverflowError
+from openmercury.errors import ContextOverflowError, QueueFullError
 
 
 class PrefillSpan(NamedTuple):
@@ -43,8 +43,16 @@ class Scheduler:
         self.running: list[Request] = []  # in order of admission
         self.free_slots = list(range(config.max_requests, 0, -1))
 
+    @property
+    def full(self) -> bool:
+        """Do as many wait as may?"""
+        return self.config.max_waiting is not None and len(self.waiting) >= self.config.max_waiting
+
     def submit(self, request: Request) -> None:
-        """Queue a request; raises ContextOverflowError when it could not fit even alone."""
+        """Queue a request; raises ContextOverflowError when it could not fit even alone, QueueFullError when too many
+        wait."""
+        if self.full:
+            raise queue_full(self.config)
         needed = self._pages_for(request.limit)
         if needed > self.pool.capacity:
             raise ContextOverflowError(
@@ -75,12 +83,13 @@ class Scheduler:
         return plan
 
     def release(self, request: Request) -> None:
-        """Take a finished or preempted request out; what it wrote stays known to the prefix cache."""
+        """Take a finished or preempted request out; what it wrote, if sound, stays known to the prefix cache."""
         if request.slot is None:
             if request in self.waiting:
                 self.waiting.remove(request)
             return
-        self.pool.record(request.tokens[: request.written], request.pages)
+        if request.sound:
+            self.pool.record(request.tokens[: request.written], request.pages)
         self.pool.release(request.pages)
         self.free_slots.append(request.slot)
         self.running.remove(request)
@@ -143,3 +152,10 @@ class Scheduler:
                 return
         request.pages += taken
         plan.paged.append(request)
+
+
+def queue_full(config: EngineConfig) -> QueueFullError:
+    """The error of one request too many."""
+    return QueueFullError(
+        f"{config.max_waiting} requests wait already: try again later, or raise max_waiting or max_requests"
+    )

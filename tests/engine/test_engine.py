@@ -35,6 +35,10 @@ def random_params(rng: random.Random) -> SamplingParams:
             "seed": rng.randrange(2**40),
             "top_k": rng.choice([0, 5]),
             "top_p": rng.choice([1.0, 0.8]),
+            "presence_penalty": rng.choice([0.0, 0.0, 1.5, -0.5]),
+            "frequency_penalty": rng.choice([0.0, 0.0, 0.7, -0.3]),
+            "repetition_penalty": rng.choice([1.0, 1.0, 1.3, 0.9]),
+            "deadline": rng.choice([None, 3600.0]),
             **policy,
         }
     )
@@ -42,7 +46,8 @@ def random_params(rng: random.Random) -> SamplingParams:
 
 def expected(request: Request) -> list[int]:
     p, eos = request.params, {tiny.EOS}
-    sampling = reference.Sampling(p.temperature, p.top_k, p.top_p, p.seed)
+    penalties = (p.presence_penalty, p.frequency_penalty, p.repetition_penalty)
+    sampling = reference.Sampling(p.temperature, p.top_k, p.top_p, p.seed, *penalties)
     with torch.inference_mode():
         if p.mode == "diffusion":
             policy = Policy(*(torch.tensor([value]) for value in policy_fields(p, request.width)))
