@@ -88,8 +88,7 @@ class Engine:
         return Request(list(prompt), params, ends, width)
 
     def submit(self, request: Request) -> None:
-        """Queue a request; raises ContextOverflowError when its text could never fit into the cache, QueueFullError
-        when `max_waiting` requests wait."""
+        """Queue a request; raises ContextOverflowError where its text can never fit into the cache, QueueFullError."""
         self.scheduler.submit(request)
 
     @property
@@ -136,7 +135,7 @@ class Engine:
         coming, submitted = deque(requests), list[Request]()
         try:
             while coming or submitted:
-                while coming and not self.scheduler.full and (concurrency is None or len(submitted) < concurrency):
+                while coming and self.scheduler.room > 0 and (concurrency is None or len(submitted) < concurrency):
                     submitted.append(coming.popleft())
                     self.submit(submitted[-1])
                 moved = self.step(wait=wait)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -44,15 +45,22 @@ class Scheduler:
         self.free_slots = list(range(config.max_requests, 0, -1))
 
     @property
-    def full(self) -> bool:
-        """Do as many wait as may?"""
-        return self.config.max_waiting is not None and len(self.waiting) >= self.config.max_waiting
+    def room(self) -> float:
+        """How many more may be submitted before the next step: those that find a free slot do not wait."""
+        most = math.inf if self.config.max_waiting is None else self.config.max_waiting
+        return most + len(self.free_slots) - len(self.waiting)
+
+    def check_room(self, coming: int = 0) -> None:
+        """Raise QueueFullError where there is no room behind the `coming` ones."""
+        if self.room <= coming:
+            raise QueueFullError(
+                f"{len(self.waiting) + coming} requests wait already: try again later, or raise max_waiting or "
+                "max_requests"
+            )
 
     def submit(self, request: Request) -> None:
-        """Queue a request; raises ContextOverflowError when it could not fit even alone, QueueFullError when too many
-        wait."""
-        if self.full:
-            raise queue_full(self.config)
+        """Queue a request; raises ContextOverflowError when it could not fit even alone, and as `check_room`."""
+        self.check_room()
         needed = self._pages_for(request.limit)
         if needed > self.pool.capacity:
             raise ContextOverflowError(
@@ -152,10 +160,3 @@ class Scheduler:
                 return
         request.pages += taken
         plan.paged.append(request)
-
-
-def queue_full(config: EngineConfig) -> QueueFullError:
-    """The error of one request too many."""
-    return QueueFullError(
-        f"{config.max_waiting} requests wait already: try again later, or raise max_waiting or max_requests"
-    )

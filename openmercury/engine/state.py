@@ -140,7 +140,7 @@ class Slots:
         ends = (new.tokens_RC[..., None] == self.stop[rows][:, None]).any(-1) & offered & ~broken
         keep = offered & (ends.cumsum(-1) - ends.long() == 0) & (broken.cumsum(-1) == 0)
         target = torch.where(keep, length_R[:, None] + column_C, self.text.shape[1] - 1)
-        self.text[rows[:, None], target] = new.tokens_RC.to(self.text.dtype)
+        self.text[rows[:, None], target] = new.tokens_RC.clamp(min=0).to(self.text.dtype)
         count_R = keep.sum(-1)
         length_R = length_R + count_R
         at_limit = torch.where((length_R >= self.limit[rows]) & (done_R == RUNNING), LENGTH, done_R)
