@@ -93,7 +93,7 @@ class AsyncEngine:
         mailbox = _Mailbox(self.engine.request(prompt, params, eos), draft, self._inbox)
         with self._gate:
             if self._stopped is not None:
-                raise self._stopped
+                raise self._stopped.with_traceback(None)
             self.engine.scheduler.check_room(self._inbox.qsize())
             self._inbox.put(mailbox)
         return Stream(mailbox)

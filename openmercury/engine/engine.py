@@ -214,7 +214,9 @@ class Engine:
         """One of these makes a forward raise: fail it if it was alone, else part them; returns those that failed."""
         if len(requests) == 1:
             cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            requests[0].fail(RequestFailedError(f"a forward of this request alone raised {cause}: report it as a bug"))
+            failure = RequestFailedError(f"a forward of this request alone raised {cause}: report it as a bug")
+            failure.__cause__ = error
+            requests[0].fail(failure)
             return requests
         for half in (requests[: len(requests) // 2], requests[len(requests) // 2 :]):
             number = next(self.suspicions)
