@@ -56,9 +56,10 @@ class GatherAttend:
     def __init__(self, cache: PagedCache, batch: ForwardBatch, pages_RP: Tensor, used: int, *, noisy: bool) -> None:
         rows, device = len(batch.ids_RQ), batch.ids_RQ.device
         self.cache, self.noisy = cache, noisy
-        self.clean_RQ = batch.group_RQ == CLEAN
+        clean_RQ = batch.group_RQ == CLEAN
         self.grouped_RQ11 = (batch.group_RQ >= 0)[..., None, None]
-        self.slot_C = slots_of(batch, pages_RP, cache.page_size)[self.clean_RQ]
+        self.slot_C = slots_of(batch, pages_RP, cache.page_size)[clean_RQ]
+        self.clean_C = clean_RQ.flatten().nonzero()[:, 0]
         position_RT = torch.arange(used, device=device).expand(rows, -1)
         page_RT = pages_RP[:, : -(-used // cache.page_size)].long().repeat_interleave(cache.page_size, dim=1)[:, :used]
         slot_RT = page_RT * cache.page_size + position_RT % cache.page_size
@@ -75,7 +76,7 @@ class GatherAttend:
     def __call__(self, layer: int, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor:
         both = []
         for stored, new in ((self.cache.key[layer], key_BNGE), (self.cache.value[layer], value_BNGE)):
-            stored[self.slot_C] = new[self.clean_RQ]
+            stored[self.slot_C] = new.flatten(0, 1)[self.clean_C]
             kept = stored[self.slot_RT]
             both.append(torch.cat((kept, new.where(self.grouped_RQ11, 0.0)), dim=1) if self.noisy else kept)
         return grouped_attention(query_BNHE, both[0], both[1], self.mask_RQT)
