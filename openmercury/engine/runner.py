@@ -234,9 +234,7 @@ class Runner:
     def decode(self, shape: Shape, slots: Sequence[int], sampling: Sampling, forwards: int = 1) -> Pending:
         """Run `forwards` decoding forwards of some slots; on CUDA they go on while the host does other things."""
         most = shape.most_committed * forwards
-        begin = torch.cuda.Event(enable_timing=True) if self.fused else None
-        if begin is not None:
-            begin.record()
+        begin = self._now()
         if self.fused and self.config.graphs:
             size = _bucket(len(slots), ROW_BUCKETS)
             padded = [(slot,) for slot in slots] + [(0,)] * (size - len(slots))
@@ -248,9 +246,8 @@ class Runner:
 
     @torch.inference_mode()
     def gained(self, shape: Shape, slots: Sequence[int], forwards: int) -> Pending:
-        \"\"\"What `decode` would have returned, had it not raised: of the forwards it came to run.\"\"\"
-        begin = torch.cuda.Event(enable_timing=True) if self.fused else None
-        return self._fetch(self._pack(self._tensor(list(slots)), shape.most_committed * forwards), begin)
+        """What `decode` would have returned, had it not raised: of the forwards it came to run."""
+        return self._fetch(self._pack(self._tensor(list(slots)), shape.most_committed * forwards), self._now())
 
     def _decode(self, shape: Shape, sampling: Sampling, forwards: int) -> Callable[[Tensor], Tensor]:
         def run(rows: Tensor) -> Tensor:
@@ -351,6 +348,13 @@ class Runner:
         packed = torch.cat((torch.stack(facts, dim=1).int(), state.text[rows[:, None], window]), dim=1)
         state.seen[rows] = length
         return packed
+
+    def _now(self) -> torch.cuda.Event | None:
+        if not self.fused:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def _fetch(self, packed: Tensor, begin: torch.cuda.Event | None) -> Pending:
         if begin is None:

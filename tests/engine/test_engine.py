@@ -66,21 +66,36 @@ def expected(request: Request) -> list[int]:
         return out
 
 
+class Intercepted:
+    """A network with something in the place of its forward."""
+
+    def __init__(self, network: Any, forward: Any) -> None:
+        self.network, self.forward = network, forward
+
+    def __call__(self, *given: Any) -> Tensor:
+        hidden: Tensor = self.forward(*given)
+        return hidden
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.network, name)
+
+
 def inject(engine: Engine, rng: random.Random, bomb: Request) -> None:
     """Some forwards raise by chance, in the middle of a step; every one in which `bomb` decodes does."""
-    decode, network = engine.runner.decode, engine.runner.network
+    decode, network = engine.runner.decode, engine.runner.model
 
-    def exploding(shape: Shape, slots: list[int], sampling: Sampling) -> Pending:
+    def exploding(shape: Shape, slots: list[int], sampling: Sampling, forwards: int) -> Pending:
         if bomb.slot in slots:
             raise ValueError("a bomb")
-        return decode(shape, slots, sampling)
+        return decode(shape, slots, sampling, forwards)
 
     def flaky(*given: Any) -> Tensor:
         if rng.random() < 0.03:
             raise RuntimeError("by chance")
         return network(*given)
 
-    engine.runner.decode, engine.runner.network = exploding, flaky  # type: ignore[method-assign, assignment]
+    engine.runner.decode = exploding  # type: ignore[method-assign, assignment]
+    engine.runner.model = Intercepted(network, flaky)  # type: ignore[assignment]
 
 
 def random_schedule(seed: int) -> None:

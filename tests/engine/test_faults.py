@@ -19,7 +19,7 @@ from openmercury.engine.runner import Pending
 from openmercury.engine.state import Slots
 from openmercury.errors import ContextOverflowError, DeviceMemoryError, QueueFullError, RequestFailedError
 from tests import tiny
-from tests.engine.test_engine import MODEL, POISON, expected
+from tests.engine.test_engine import MODEL, POISON, Intercepted, expected
 
 MODES = ("ar", "verified", "diffusion")
 
@@ -58,7 +58,7 @@ def test_infinite_logits_fail_where_they_come_up() -> None:
     healthy = engine.request([5, 6, 7], params())
     whole = expected(healthy)
     request = engine.request([5, 6, 7], params(ignore_eos=True))
-    network, forwards = engine.runner.network, 0
+    network, forwards = engine.runner.model, 0
 
     def overflowing(*given: Any) -> Tensor:
         nonlocal forwards
@@ -66,7 +66,7 @@ def test_infinite_logits_fail_where_they_come_up() -> None:
         hidden: Tensor = network(*given)
         return hidden * torch.inf if forwards == 5 else hidden
 
-    engine.runner.network = overflowing
+    engine.runner.model = Intercepted(network, overflowing)  # type: ignore[assignment]
     run(engine, [request])
     assert "token 3 of the answer" in str(request.error)  # the first forward reads the prompt
     assert request.completion == whole[:3]
@@ -76,11 +76,11 @@ def explode(engine: Engine, bomb: Request, *, after: int = 0) -> list[int]:
     """Forwards in which `bomb` decodes raise once it has `after` tokens; returns the sizes of all that ran."""
     decode, sizes = engine.runner.decode, list[int]()
 
-    def exploding(shape: Shape, slots: list[int], sampling: Sampling) -> Pending:
+    def exploding(shape: Shape, slots: list[int], sampling: Sampling, forwards: int) -> Pending:
         if bomb.slot in slots and len(bomb.completion) >= after:
             raise ValueError("boom")
         sizes.append(len(slots))
-        return decode(shape, slots, sampling)
+        return decode(shape, slots, sampling, forwards)
 
     engine.runner.decode = exploding  # type: ignore[method-assign, assignment]
     return sizes
@@ -123,7 +123,7 @@ def test_what_fails_only_together_finishes() -> None:
     """Too many rows at once, as where memory is short: half of them at a time get through."""
     engine = Engine(MODEL)
     requests = [engine.request([5, 6, 7 + n], params("diffusion")) for n in range(4)]
-    network = engine.runner.network
+    network = engine.runner.model
 
     def narrow(ids_RQ: Tensor, *given: Any) -> Tensor:
         if len(ids_RQ) > 2:
@@ -131,7 +131,7 @@ def test_what_fails_only_together_finishes() -> None:
         hidden: Tensor = network(ids_RQ, *given)
         return hidden
 
-    engine.runner.network = narrow
+    engine.runner.model = Intercepted(network, narrow)  # type: ignore[assignment]
     run(engine, requests)
     assert [request.completion for request in requests] == [expected(request) for request in requests]
 
