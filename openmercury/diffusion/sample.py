@@ -51,7 +51,7 @@ class Penalties(NamedTuple):
     frequency_R: Tensor
     repetition_R: Tensor
 
-    def rows(self, index: slice) -> Penalties:
+    def rows(self, index: slice | Tensor) -> Penalties:
         """The penalties of some rows."""
         return self._replace(text_M=self.text_M[index], ahead_M=self.ahead_M[index])
 
