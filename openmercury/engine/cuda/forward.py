@@ -62,9 +62,8 @@ class CudaForward:
             return
         column = torch.arange(clean, dtype=torch.int32, device=rows_R.device)
         first = torch.arange(0, rows * columns, columns, dtype=torch.int32, device=rows_R.device)
-        token_RC = self._choose(plan, (first[:, None] + column).flatten(), sampling, penalties).token_M.view(
-            rows, clean
-        )
+        index_M = (first[:, None] + column).flatten()
+        token_RC = self._choose(plan, index_M, sampling, penalties).token_M.view(rows, clean)
         index_M = steps.accept(self.slots, rows_R, shape.width, token_RC)
         drafted = self._choose(plan, index_M, sampling, penalties).token_M.view(rows, shape.width)
         steps.apply_verified(self.slots, rows_R, shape, token_RC, drafted, picked=True)
