@@ -116,7 +116,7 @@ class Engine:
             moved += self._prefill(spans)
         for shape, requests in plan.decode:
             for group in _apart(requests, lambda request: request):
-                moved += self._launch(shape, group)
+                moved += self._launch(shape, group, settle)
         settle()
         if wait or not self.overlap:
             moved += self._read(self.launched)
@@ -197,7 +197,7 @@ class Engine:
             request.written = start + length
         return _trust(requests)
 
-    def _launch(self, shape: Shape, requests: list[Request]) -> list[Request]:
+    def _launch(self, shape: Shape, requests: list[Request], settle: Callable[[], None]) -> list[Request]:
         """Launch a decoding forward of requests under the same suspicion; returns those that failed."""
         slots = [request.slot for request in requests if request.slot is not None]
         sampling = max((request.sampling for request in requests), key=SAMPLINGS.index)
@@ -206,7 +206,8 @@ class Engine:
         try:
             pending, failed = self.runner.decode(shape, slots, sampling, forwards), _trust(requests)
         except Exception as error:  # as above; the rows stand as after their last whole forward
-            pending, failed = self.runner.gained(shape, slots, forwards), self._suspect(requests, error)
+            settle()  # then all that is not known here is what this call came to
+            pending, failed = self.runner.gained(shape, requests, forwards), self._suspect(requests, error)
         self.launched.append((requests, pending))
         return failed
 

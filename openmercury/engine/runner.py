@@ -245,9 +245,11 @@ class Runner:
         return self._fetch(packed[: len(slots)], begin)
 
     @torch.inference_mode()
-    def gained(self, shape: Shape, slots: Sequence[int], forwards: int) -> Pending:
-        """What `decode` would have returned, had it not raised: of the forwards it came to run."""
-        return self._fetch(self._pack(self._tensor(list(slots)), shape.most_committed * forwards), self._now())
+    def gained(self, shape: Shape, requests: Sequence[Request], forwards: int) -> Pending:
+        """What `decode` would have returned, had it not raised: all that the requests do not know yet."""
+        rows = self._tensor([request.slot for request in requests])
+        self.slots.seen[rows] = self._tensor([len(request.tokens) for request in requests])
+        return self._fetch(self._pack(rows, shape.most_committed * forwards), self._now())
 
     def _decode(self, shape: Shape, sampling: Sampling, forwards: int) -> Callable[[Tensor], Tensor]:
         def run(rows: Tensor) -> Tensor:

@@ -136,6 +136,26 @@ def test_what_fails_only_together_finishes() -> None:
     assert [request.completion for request in requests] == [expected(request) for request in requests]
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("steps_per_sync", [1, 3])
+def test_what_a_call_came_to_before_it_raised_is_not_lost(overlap: bool, steps_per_sync: int) -> None:
+    engine = Engine(MODEL, EngineConfig(steps_per_sync=steps_per_sync))
+    engine.overlap = overlap
+    requests = [engine.request([5, 6, 7 + n], params(mode)) for n, mode in enumerate((*MODES, *MODES))]
+    fetch, calls = engine.runner._fetch, 0
+
+    def failing(*given: Any) -> Pending:
+        nonlocal calls
+        calls += 1
+        if calls in (2, 5):
+            raise MemoryError
+        return fetch(*given)
+
+    engine.runner._fetch = failing  # type: ignore[method-assign]
+    run(engine, requests)
+    assert [request.completion for request in requests] == [expected(request) for request in requests]
+
+
 def test_memory_that_is_short_at_the_start_names_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     def short(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
