@@ -10,7 +10,11 @@ OpenMercuryError
 │   └── ContextOverflowError
 ├── DataError              training or evaluation data is missing or broken
 ├── TrainingError          a run cannot go on (NaN loss, mismatched resume)
-└── SandboxError           generated code cannot be run safely here
+├── SandboxError           generated code cannot be run safely here
+├── DeviceMemoryError      the engine's memory does not fit on the device
+├── QueueFullError         the engine has as many waiting requests as it may
+├── RequestFailedError     one request could not be finished; those beside it go on
+└── EngineStoppedError     the engine was closed or broke down
 """
 
 
@@ -52,3 +56,19 @@ class TrainingError(OpenMercuryError):
 
 class SandboxError(OpenMercuryError):
     """Generated code cannot be run safely on this machine."""
+
+
+class DeviceMemoryError(OpenMercuryError):
+    """The engine's rows and cache do not fit into the memory of the device."""
+
+
+class QueueFullError(OpenMercuryError):
+    """As many requests wait as may wait."""
+
+
+class RequestFailedError(OpenMercuryError):
+    """One request could not be finished; those beside it go on."""
+
+
+class EngineStoppedError(OpenMercuryError):
+    """The engine was closed, or broke down, before the request was finished."""

@@ -19,7 +19,7 @@ from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
 from openmercury.engine.params import Mode, SamplingParams
 from openmercury.engine.request import FinishReason, Request
-from openmercury.errors import CheckpointError, ConfigError, EmptyPromptError
+from openmercury.errors import CheckpointError, ConfigError, EmptyPromptError, OpenMercuryError
 from openmercury.model.config import read_config
 from openmercury.model.packed import pack
 from openmercury.model.weights import Progress, load_model
@@ -47,13 +47,17 @@ class Usage:
 
 @dataclass(frozen=True)
 class Output:
-    """One finished answer. `completion_tokens` includes the end-of-text token, `text` does not."""
+    """One finished answer. `completion_tokens` includes the end-of-text token, `text` does not.
+
+    `error` is what ended an answer of a batch with finish_reason "error"; `text` is what had been written by then.
+    """
 
     text: str
     finish_reason: FinishReason
     mode: Mode
     usage: Usage
     token_ids: tuple[int, ...]
+    error: OpenMercuryError | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,11 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 
 class LLM:
-    """A loaded checkpoint with its tokenizer and engine."""
+    """A loaded checkpoint with its tokenizer and engine.
+
+    A request that fails (`errors.RequestFailedError`) raises where it was the only one; among others it is an `Output`
+    with finish_reason "error", so that the rest of the batch is not lost.
+    """
 
     def __init__(
         self,
@@ -219,6 +227,8 @@ class LLM:
         seen, begin = 0, time.monotonic()
         for _ in self.engine.generate([request], wait=show_draft):
             seen = _feed(stream, request, seen)
+            if request.finish_reason == "error" and request.error is not None:
+                raise request.error
             output = None if request.finish_reason is None else _output(request, stream, time.monotonic() - begin)
             draft = self._draft(request) if show_draft and output is None else ()
             yield Step(stream.text, draft, request.forwards, request.finish_reason, output, len(request.completion))
@@ -250,7 +260,8 @@ def _output(request: Request, stream: TextStream, seconds: float) -> Output:
     assert request.finish_reason is not None
     ids = tuple(request.completion)
     usage = Usage(len(request.prompt), len(ids), request.forwards, seconds)
-    return Output(stream.text, request.finish_reason, request.params.mode, usage, ids)
+    error = request.error if request.finish_reason == "error" else None  # a stop string may have come before it
+    return Output(stream.text, request.finish_reason, request.params.mode, usage, ids, error)
 
 
 def _last(steps: Iterator[Step]) -> Output:

@@ -63,8 +63,20 @@ class Settings:
     block_size: Annotated[
         int | None, option("Positions denoised together. Default: the checkpoint's.", panel=DECODING)
     ] = None
+    presence_penalty: Annotated[
+        float, option("Taken off the logits of tokens the answer holds (-2 to 2).", panel=DECODING)
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float, option("Taken off them each time they were written (-2 to 2).", panel=DECODING)
+    ] = 0.0
+    repetition_penalty: Annotated[
+        float, option("Divides the logits of tokens in prompt and answer; 1 is off.", panel=DECODING)
+    ] = 1.0
     stop: Annotated[
         list[str] | None, option("Text that ends the answer, itself left out; repeatable.", panel=DECODING)
+    ] = None
+    deadline: Annotated[
+        float | None, option("Stop after so long and give what is there.", panel=DECODING, metavar="SECONDS")
     ] = None
     show_steps: Annotated[bool, option("Draw the denoising.", "--show-steps", panel=SHOWN)] = False
     json: Annotated[bool, option("Print one JSON object with text and usage.", "--json", panel=SHOWN)] = False

@@ -62,6 +62,8 @@ def print_figures(output: Output) -> None:
     told += f" · {usage.completion_tokens / max(usage.seconds, 1e-9):.1f} tokens/s · mode {output.mode}"
     if output.finish_reason == "length":
         told += " · cut off at --max-tokens"
+    if output.finish_reason == "deadline":
+        told += " · cut off at --deadline"
     console.print(Text(told, style=STATUS))
 
 

@@ -20,19 +20,41 @@ from openmercury.model.transformer import Transformer
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature, top_k, top_p, seed as in `SamplingParams`."""
+    """temperature, top_k, top_p, seed and the penalties, as in `SamplingParams`."""
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    presence: float = 0.0
+    frequency: float = 0.0
+    repetition: float = 1.0
 
 
-def _predict(model: Transformer, clean: list[int], noisy: list[int], sampling: Sampling, behind: int = 0) -> Choice:
+def _penalise(logits_V: Tensor, prompt: list[int], answer: list[int], sampling: Sampling) -> None:
+    """What `sample.penalise` does, one token after the other, in place."""
+    for token in {*prompt, *answer}:
+        logits_V[token] *= 1 / sampling.repetition if logits_V[token] > 0 else sampling.repetition
+    for token in answer:
+        logits_V[token] -= sampling.frequency
+    for token in set(answer):
+        logits_V[token] -= sampling.presence
+
+
+def _predict(
+    model: Transformer,
+    prompt: list[int],
+    answer: list[int],
+    noisy: list[int],
+    sampling: Sampling,
+    behind: int = 0,
+) -> Choice:
     """One forward over clean text and one noisy group behind it; row i chooses the token of position i + 1.
 
-    Its odds are those of the token that stands there; `behind` is the one behind the last.
+    Its odds are those of the token that stands there; `behind` is the one behind the last. It is penalised for the
+    clean text it sees.
     """
+    clean = prompt + answer
     c, n = len(clean), len(clean) + len(noisy)
     position = torch.arange(n)[None]
     group = torch.where(position < c, CLEAN, 0)
@@ -51,7 +73,10 @@ def _predict(model: Transformer, clean: list[int], noisy: list[int], sampling: S
         position[0] + 1,
         torch.tensor([*clean[1:], *noisy, behind]),
     )
-    return choose(model.logits(hidden), rows)
+    logits = model.logits(hidden)
+    for row in range(len(prompt) - 1, n):
+        _penalise(logits[row], prompt, clean[len(prompt) : int(end[0, row])], sampling)
+    return choose(logits, rows)
 
 
 def _cut(tokens: list[int], eos: set[int]) -> tuple[list[int], bool]:
@@ -65,7 +90,7 @@ def generate_ar(model: Transformer, prompt: list[int], count: int, eos: set[int]
     """One token per forward."""
     out: list[int] = []
     while len(out) < count and not (out and out[-1] in eos):
-        out.append(int(_predict(model, prompt + out, [], sampling).token_M[-1]))
+        out.append(int(_predict(model, prompt, out, [], sampling).token_M[-1]))
     return out
 
 
@@ -77,9 +102,9 @@ def generate_verified(
     mask = model.config.diffusion.mask_id
     out: list[int] = []
     while len(out) < count:
-        text = prompt + out
-        drafted = _predict(model, text, [mask] * width, sampling).token_M[len(text) - 1 :].tolist()
-        chosen = _predict(model, text + drafted, [], sampling).token_M[len(text) - 1 :]
+        last = len(prompt + out) - 1
+        drafted = _predict(model, prompt, out, [mask] * width, sampling).token_M[last:].tolist()
+        chosen = _predict(model, prompt, out + drafted, [], sampling).token_M[last:]
         kept = int(accepted_length(torch.tensor([drafted]), chosen[None, :-1])[0])
         new, done = _cut([*drafted[:kept], int(chosen[kept])], eos)
         out = (out + new)[:count]
@@ -109,13 +134,13 @@ def generate_diffusion(
     out: list[int] = []
     block: list[int] = []
     while len(out) < count:
-        text = prompt + out
         k = min(width, count - len(out))
         block = (block + [mask] * k)[:k]
         run = block.index(mask) if mask in block else k
-        # Row len(text) − 1 + i chooses block position i, so the last position of the block itself is not read.
-        choice = _predict(model, text + block[: min(run, k - 1)], block[run : k - 1], sampling, block[-1])
-        token_K, confidence_K, entropy_K, odds_K = (field[len(text) - 1 :] for field in choice)
+        # Row last + i chooses block position i, so the last position of the block itself is not read.
+        last = len(prompt + out) - 1
+        choice = _predict(model, prompt, out + block[: min(run, k - 1)], block[run : k - 1], sampling, block[-1])
+        token_K, confidence_K, entropy_K, odds_K = (field[last:] for field in choice)
         settled = torch.arange(k) < run
         kept = int(standing_length(odds_K[None], settled[None], torch.tensor([edit_below]))[0])
         if kept == run:

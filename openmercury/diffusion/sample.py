@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+NO_TOKEN = -1
 Sampling = Literal["greedy", "sampled", "truncated"]  # truncated: some row sets top_k or top_p
 
 
@@ -34,10 +35,32 @@ class RowParams(NamedTuple):
         return RowParams(*(field[index] for field in self))
 
 
+class Penalties(NamedTuple):
+    """What stands before each of M rows, and what it costs to say it again. Row m belongs to text `text_M[m]` of R.
+
+    A row counts the committed text of its request and, of the tokens read clean behind it (`ahead_RA`), the first
+    `ahead_M`: all that it sees without noise. So every mode judges a position by the same counts as `ar`.
+    """
+
+    text_M: Tensor
+    ahead_M: Tensor
+    ahead_RA: Tensor
+    prompt_RV: Tensor  # how often each token stands in the prompt
+    answer_RV: Tensor  # … and in the answer so far
+    presence_R: Tensor
+    frequency_R: Tensor
+    repetition_R: Tensor
+
+    def rows(self, index: slice | Tensor) -> Penalties:
+        """The penalties of some rows."""
+        return self._replace(text_M=self.text_M[index], ahead_M=self.ahead_M[index])
+
+
 class Choice(NamedTuple):
     """What each row chose; confidence is the probability of the token under the distribution it was drawn from.
 
-    `odds` is the probability of the proposal ÷ that of the token.
+    `odds` is the probability of the proposal ÷ that of the token. A row whose largest logit is NaN or infinite has
+    token NO_TOKEN, confidence 0, infinite entropy and odds −1: no policy takes it, and committing it fails the request.
     """
 
     token_M: Tensor
@@ -79,6 +102,22 @@ def truncate(logits_MV: Tensor, top_k_M: Tensor, top_p_M: Tensor) -> Tensor:
     return logits_MV.masked_fill(torch.zeros_like(drop).scatter(-1, index, drop), float("-inf"))
 
 
+def penalise(logits_MV: Tensor, p: Penalties) -> Tensor:
+    """Logits less what repetition costs, in the order of vLLM.
+
+    Seen in prompt or answer: x ÷ repetition if x > 0, else x · repetition (CTRL, arXiv 1909.05858). Then
+    x − frequency · n − presence · [n > 0], where n counts the token in the answer (OpenAI).
+    """
+    column_A = torch.arange(p.ahead_RA.shape[1], device=logits_MV.device)
+    counted = (column_A < p.ahead_M[:, None]).to(p.answer_RV.dtype)
+    answer_MV = p.answer_RV[p.text_M].scatter_add(1, p.ahead_RA[p.text_M].clamp(min=0), counted)
+    seen_MV = (answer_MV + p.prompt_RV[p.text_M]) > 0
+    presence, frequency, repetition = (field[p.text_M, None] for field in (p.presence_R, p.frequency_R, p.repetition_R))
+    x = logits_MV if logits_MV.dtype == torch.float64 else logits_MV.float()
+    x = torch.where(seen_MV, torch.where(x > 0, x / repetition, x * repetition), x)
+    return x - frequency * answer_MV - presence * (answer_MV > 0)
+
+
 def choose(logits_MV: Tensor, params: RowParams, kind: Sampling = "truncated", *, statistics: bool = True) -> Choice:
     """Pick a token for each row: greedy where temperature is 0, sampled elsewhere.
 
@@ -87,6 +126,7 @@ def choose(logits_MV: Tensor, params: RowParams, kind: Sampling = "truncated", *
     """
     logits_MV = logits_MV if logits_MV.dtype == torch.float64 else logits_MV.float()
     token_M = logits_MV.argmax(-1)
+    broken_M = ~logits_MV.gather(-1, token_M[:, None])[:, 0].isfinite()  # argmax finds a NaN first
     if kind != "greedy":
         warm_M1 = (params.temperature_M > 0)[:, None]
         scaled = logits_MV / torch.where(warm_M1, params.temperature_M[:, None], 1.0).to(logits_MV.dtype)
@@ -95,11 +135,17 @@ def choose(logits_MV: Tensor, params: RowParams, kind: Sampling = "truncated", *
         noise = gumbel_noise(params.seed_M, params.position_M, logits_MV.shape[-1])
         token_M = torch.where(warm_M1[:, 0], (scaled + noise).argmax(-1), token_M)
         logits_MV = scaled
+    named_M = token_M.masked_fill(broken_M, NO_TOKEN)
     if not statistics:
         zero = torch.zeros(len(token_M), dtype=logits_MV.dtype, device=logits_MV.device)
-        return Choice(token_M, zero, zero, zero)
+        return Choice(named_M, zero, zero, zero)
     log_p = logits_MV.log_softmax(-1)
     chosen_M = log_p.gather(-1, token_M[:, None])[:, 0]
     odds_M = (log_p.gather(-1, params.proposal_M[:, None])[:, 0] - chosen_M).exp()
     entropy_M = torch.special.entr(log_p.exp()).sum(-1)
-    return Choice(token_M, chosen_M.exp(), entropy_M, odds_M)
+    return Choice(
+        named_M,
+        chosen_M.exp().masked_fill(broken_M, 0.0),
+        entropy_M.masked_fill(broken_M, torch.inf),
+        odds_M.masked_fill(broken_M, -1.0),
+    )

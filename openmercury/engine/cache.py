@@ -49,29 +49,34 @@ def slots_of(batch: ForwardBatch, pages_RP: Tensor, page_size: int) -> Tensor:
 class GatherAttend:
     """`Attend` by gathering each row's pages: for CPUs, and the plain twin of the kernel.
 
-    `used` is one more than the highest clean position of any row after this forward.
+    `used` is one more than the highest clean position of any row after this forward. What no token of a row sees
+    is never read, and nothing is written to page 0: 0 · NaN is NaN, so one broken request would spoil the others.
     """
 
     def __init__(self, cache: PagedCache, batch: ForwardBatch, pages_RP: Tensor, used: int, *, noisy: bool) -> None:
         rows, device = len(batch.ids_RQ), batch.ids_RQ.device
         self.cache, self.noisy = cache, noisy
-        self.slot_RQ = slots_of(batch, pages_RP, cache.page_size)
+        clean_RQ = batch.group_RQ == CLEAN
+        self.grouped_RQ11 = (batch.group_RQ >= 0)[..., None, None]
+        self.slot_C = slots_of(batch, pages_RP, cache.page_size)[clean_RQ]
+        self.clean_C = clean_RQ.flatten().nonzero()[:, 0]
         position_RT = torch.arange(used, device=device).expand(rows, -1)
         page_RT = pages_RP[:, : -(-used // cache.page_size)].long().repeat_interleave(cache.page_size, dim=1)[:, :used]
-        self.slot_RT = page_RT * cache.page_size + position_RT % cache.page_size
+        slot_RT = page_RT * cache.page_size + position_RT % cache.page_size
         group_RT = torch.full_like(position_RT, CLEAN)
         if noisy:
             own = torch.where(batch.group_RQ >= 0, batch.group_RQ, NOBODY)
             position_RT = torch.cat((position_RT, batch.position_RQ), dim=1)
             group_RT = torch.cat((group_RT, own), dim=1)
         self.mask_RQT = visible(batch.end_RQ, batch.group_RQ, position_RT, group_RT)
+        self.slot_RT = torch.where(self.mask_RQT.any(1)[:, :used], slot_RT, EMPTY)
         # A padding position sees the first key, so that its softmax is a number; nobody reads the result.
         self.mask_RQT[..., 0] |= ~self.mask_RQT.any(-1)
 
     def __call__(self, layer: int, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor:
         both = []
         for stored, new in ((self.cache.key[layer], key_BNGE), (self.cache.value[layer], value_BNGE)):
-            stored[self.slot_RQ] = new
+            stored[self.slot_C] = new.flatten(0, 1)[self.clean_C]
             kept = stored[self.slot_RT]
-            both.append(torch.cat((kept, new), dim=1) if self.noisy else kept)
+            both.append(torch.cat((kept, new.where(self.grouped_RQ11, 0.0)), dim=1) if self.noisy else kept)
         return grouped_attention(query_BNHE, both[0], both[1], self.mask_RQT)

@@ -23,7 +23,8 @@ class EngineConfig(Frozen):
     Prompts are read in chunks of up to `prefill_chunk` tokens, `prefill_tokens` positions a step, padding included.
 
     `cache_tokens` bounds the KV cache; None takes `cache_share` of the free GPU memory, or what 4 full contexts need
-    on a CPU, where untouched pages cost nothing. `steps_per_sync` forwards run before the host looks at the results:
+    on a CPU, where untouched pages cost nothing. Requests are refused while `max_waiting` wait for
+    a slot (None: never). `steps_per_sync` forwards run before the host looks at the results:
     more is faster in bulk, one shows tokens soonest.
     """
 
@@ -31,6 +32,7 @@ class EngineConfig(Frozen):
     draft_groups: Literal["all", "last"] = "all"
     block_limit: Annotated[int, Field(ge=1, le=64)] = 64
     max_requests: Annotated[int, Field(ge=1)] = 128
+    max_waiting: Annotated[int, Field(ge=0)] | None = None
     prefill_tokens: Annotated[int, Field(ge=1)] = 8192
     prefill_chunk: Annotated[int, Field(ge=1)] = 1024
     head_rows: Annotated[int, Field(ge=1)] = 4096

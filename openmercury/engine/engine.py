@@ -1,13 +1,19 @@
 """The engine: requests are submitted at any time, run in shared forwards, and leave when they finish.
 
 One `step` is: schedule → prefill → decoding forwards → read what happened. Token ids in, token ids out.
+
+A request that cannot go on ends with finish_reason "error" and an `error` that says why; those beside it go on. A
+forward that raises is not repeated as it was: half of its requests run in one forward of the next step, half in
+another, and so on until the request that fails alone is found; those that pass are no longer suspected.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from openmercury.diffusion.sample import Sampling
 from openmercury.engine.config import EngineConfig
@@ -16,10 +22,18 @@ from openmercury.engine.pages import PagePool
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
 from openmercury.engine.runner import Pending, Progress, Runner
-from openmercury.engine.scheduler import Plan, Scheduler
-from openmercury.engine.state import MAX_STOP_IDS, RUNNING, STOP
-from openmercury.errors import ContextOverflowError, EmptyPromptError, InputError, UnsupportedError
+from openmercury.engine.scheduler import Plan, PrefillSpan, Scheduler
+from openmercury.engine.state import FAILED, MAX_STOP_IDS, RUNNING, STOP
+from openmercury.errors import (
+    ContextOverflowError,
+    EmptyPromptError,
+    InputError,
+    RequestFailedError,
+    UnsupportedError,
+)
 from openmercury.model.transformer import Transformer
+
+T = TypeVar("T")
 
 WIDEST = 64  # positions a block may have, as SamplingParams.block_size says
 SAMPLINGS: tuple[Sampling, ...] = ("greedy", "sampled", "truncated")  # each also serves those before it
@@ -42,6 +56,7 @@ class Engine:
         self.scheduler = Scheduler(self.config, pool)
         self.launched: list[tuple[list[Request], Pending]] = []
         self.overlap = self.runner.fused
+        self.suspicions = itertools.count(1)
 
     def request(self, prompt: Sequence[int], params: SamplingParams, eos: Sequence[int] | None = None) -> Request:
         """Check a prompt against the checkpoint; raises InputError or UnsupportedError with the remedy.
@@ -59,6 +74,8 @@ class Engine:
             raise UnsupportedError(
                 f"this checkpoint has no diffusion adapter, so mode {params.mode} cannot run: use mode ar or train one"
             )
+        if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
+            raise InputError(f"the prompt has ids outside 0 ‥ {config.vocab_size - 1}: use this checkpoint's tokenizer")
         room = config.max_context - len(prompt)
         if params.max_tokens > room:
             params = params.model_copy(update={"max_tokens": room})
@@ -71,7 +88,7 @@ class Engine:
         return Request(list(prompt), params, ends, width)
 
     def submit(self, request: Request) -> None:
-        """Queue a request; raises ContextOverflowError when its text could never fit into the cache."""
+        """Queue a request; raises ContextOverflowError where its text can never fit into the cache, QueueFullError."""
         self.scheduler.submit(request)
 
     @property
@@ -80,14 +97,13 @@ class Engine:
         return bool(self.scheduler.waiting or self.scheduler.running or self.launched)
 
     def step(self, *, wait: bool = False) -> list[Request]:
-        """Run one step and return the requests that went on: their tokens, forwards and finish_reason are current.
+        """Run one step and return the requests that went on or ended: tokens, forwards, finish_reason are current.
 
         With `overlap` (the default on CUDA) a step launches its forwards and then reads those of the step before, so
         the device never waits for the host; a request that has ended takes part in one more forward, to no effect.
         `wait` reads this step's, too.
         """
-        self._drop_ended()
-        moved: list[Request] = []
+        moved = self._drop_ended()
         before, self.launched = self.launched, []
 
         def settle() -> None:
@@ -96,12 +112,11 @@ class Engine:
 
         plan = self.scheduler.schedule(settle)
         self._prepare(plan)
-        if plan.prefill:
-            self.runner.prefill(plan.prefill)
-            for request, start, length in plan.prefill:
-                request.written = start + length
+        for spans in _apart(plan.prefill, lambda span: span.request):
+            moved += self._prefill(spans)
         for shape, requests in plan.decode:
-            self.launched.append((requests, self._launch(shape, requests)))
+            for group in _apart(requests, lambda request: request):
+                moved += self._launch(shape, group, settle)
         settle()
         if wait or not self.overlap:
             moved += self._read(self.launched)
@@ -113,13 +128,14 @@ class Engine:
     ) -> Iterator[list[Request]]:
         """Submit these and step until all are finished; yields those that went on, after each step with any.
 
-        With `concurrency` that many are submitted, and one more whenever one finishes (a closed loop). A caller ends a
-        request early by setting its `finish_reason`. Leaving the loop ends all of them.
+        With `concurrency` that many are submitted, and one more whenever one finishes (a closed loop). Those that
+        `max_waiting` keeps out come later. A caller ends a request early by setting its `finish_reason`. Leaving the
+        loop aborts all of them.
         """
         coming, submitted = deque(requests), list[Request]()
         try:
             while coming or submitted:
-                while coming and (concurrency is None or len(submitted) < concurrency):
+                while coming and self.scheduler.room > 0 and (concurrency is None or len(submitted) < concurrency):
                     submitted.append(coming.popleft())
                     self.submit(submitted[-1])
                 moved = self.step(wait=wait)
@@ -129,7 +145,7 @@ class Engine:
         finally:
             for request in requests:
                 if request.finish_reason is None:
-                    request.finish_reason = "stop"
+                    request.finish_reason = "abort"
             self._drop_ended()
 
     def check_integrity(self) -> None:
@@ -141,13 +157,14 @@ class Engine:
         assert sorted([*slots, *self.scheduler.free_slots]) == list(range(1, self.config.max_requests + 1))
         assert all(request.slot is None and not request.pages for request in self.scheduler.waiting)
 
-    def _drop_ended(self) -> None:
-        """Release requests that finished, were ended by the caller, or ran out of time."""
+    def _drop_ended(self) -> list[Request]:
+        """Release requests that finished, were ended by the caller, or run out of time; returns the last."""
         now = time.monotonic()
-        ended = []
+        ended, expired = [], []
         for request in (*self.scheduler.running, *self.scheduler.waiting):
             if request.finish_reason is None and request.expires is not None and now > request.expires:
                 request.finish_reason = "deadline"
+                expired.append(request)
             if request.finish_reason is not None:
                 ended.append(request)
         slots = [request.slot for request in ended if request.slot is not None]
@@ -155,6 +172,7 @@ class Engine:
             self.runner.leave(slots)
         for request in ended:
             self.scheduler.release(request)
+        return expired
 
     def _prepare(self, plan: Plan) -> None:
         for request, slot in plan.preempted:
@@ -168,10 +186,44 @@ class Engine:
         if grown:
             self.runner.set_pages(grown)
 
-    def _launch(self, shape: Shape, requests: list[Request]) -> Pending:
+    def _prefill(self, spans: list[PrefillSpan]) -> list[Request]:
+        """Write spans of requests under the same suspicion; returns those that failed."""
+        requests = [span.request for span in spans]
+        try:
+            self.runner.prefill(spans)
+        except Exception as error:  # whatever it is, it must not end requests that have no part in it
+            return self._suspect(requests, error)
+        for request, start, length in spans:
+            request.written = start + length
+        return _trust(requests)
+
+    def _launch(self, shape: Shape, requests: list[Request], settle: Callable[[], None]) -> list[Request]:
+        """Launch a decoding forward of requests under the same suspicion; returns those that failed."""
         slots = [request.slot for request in requests if request.slot is not None]
         sampling = max((request.sampling for request in requests), key=SAMPLINGS.index)
-        return self.runner.decode(shape, slots, sampling, self.config.steps_per_sync)
+        shape = shape._replace(penalised=any(request.penalised for request in requests))
+        forwards = self.config.steps_per_sync
+        try:
+            pending, failed = self.runner.decode(shape, slots, sampling, forwards), _trust(requests)
+        except Exception as error:  # as above; the rows stand as after their last whole forward
+            settle()  # then all that is not known here is what this call came to
+            pending, failed = self.runner.gained(shape, requests, forwards), self._suspect(requests, error)
+        self.launched.append((requests, pending))
+        return failed
+
+    def _suspect(self, requests: list[Request], error: Exception) -> list[Request]:
+        """One of these makes a forward raise: fail it if it was alone, else part them; returns those that failed."""
+        if len(requests) == 1:
+            cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            failure = RequestFailedError(f"a forward of this request alone raised {cause}: report it as a bug")
+            failure.__cause__ = error
+            requests[0].fail(failure)
+            return requests
+        for half in (requests[: len(requests) // 2], requests[len(requests) // 2 :]):
+            number = next(self.suspicions)
+            for request in half:
+                request.suspects = number
+        return []
 
     def _read(self, launched: list[tuple[list[Request], Pending]]) -> list[Request]:
         """Take what launched forwards gave. One that ended meanwhile takes nothing more."""
@@ -184,8 +236,30 @@ class Engine:
         return moved
 
 
+def _apart(items: Sequence[T], request_of: Callable[[T], Request]) -> Iterable[list[T]]:
+    """The items in groups whose requests are under the same suspicion."""
+    groups: dict[int, list[T]] = {}
+    for item in items:
+        groups.setdefault(request_of(item).suspects, []).append(item)
+    return groups.values()
+
+
+def _trust(requests: list[Request]) -> list[Request]:
+    """A forward of these has passed: they are no longer suspected, and none of them failed."""
+    for request in requests:
+        request.suspects = 0
+    return []
+
+
 def _take(request: Request, progress: Progress) -> None:
     request.tokens += progress.tokens
     request.written, request.forwards = progress.written, progress.forwards
-    if progress.done != RUNNING:
+    if progress.done == FAILED:
+        request.fail(
+            RequestFailedError(
+                f"the network's logits behind token {len(request.completion)} of the answer are NaN or infinite: "
+                "try dtype float32, and check the checkpoint's weights"
+            )
+        )
+    elif progress.done != RUNNING:
         request.finish_reason = "stop" if progress.done == STOP else "length"

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from openmercury.diffusion.sample import Choice
+from openmercury.diffusion.sample import NO_TOKEN, Choice
 from openmercury.diffusion.unmask import accept
 from openmercury.diffusion.verify import accepted_length, standing_length
 from openmercury.engine.params import DecodeMode
@@ -35,6 +35,7 @@ class Shape(NamedTuple):
     mode: DecodeMode
     width: int
     groups: Literal["all", "last"] = "all"
+    penalised: bool = False  # does any of them count what it has said?
 
     @property
     def most_committed(self) -> int:
@@ -159,7 +160,7 @@ def _apply_diffusion(slots: Slots, rows: Tensor, shape: Shape, choice: Choice, m
     slots.written[rows] = slots.length[rows] - 1
     shifted = column + gained
     moved = block.gather(1, shifted.clamp(max=k - 1))
-    slots.ahead[rows, :k] = torch.where(shifted < room, moved, mask_id)
+    slots.ahead[rows, :k] = torch.where((shifted < room) & (moved != NO_TOKEN), moved, mask_id)
 
 
 def _plan_verified(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_id: int) -> ForwardBatch:
@@ -201,5 +202,5 @@ def _apply_verified(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatc
     usable = (batch.group_RQ[:, columns:].gather(1, at) == kept[:, None]).sum(-1)
     committed = slots.commit(rows, Committed(token_RM[:, :columns], kept + 1))
     slots.written[rows] = torch.minimum(length + kept, length + committed - 1)
-    slots.ahead[rows, :g] = drafted
+    slots.ahead[rows, :g] = drafted.clamp(min=0)  # NO_TOKEN has no embedding; any draft is checked
     slots.ahead_count[rows] = torch.minimum(usable, (slots.limit[rows] - slots.length[rows]).clamp(min=0))

@@ -1,16 +1,19 @@
 """Pages of the KV cache: who holds them, and which hold a prefix that the next request can share.
 
-A page is a fixed run of `size` slots. Full pages of committed text are remembered under a hash chain over all tokens
-up to their end, so a request whose prompt begins alike takes them as they are: shared, never copied. A page nobody
-holds stays remembered until its slots are needed; the one longest unused goes first.
+A page is a fixed run of `size` slots. Full pages of committed text are remembered under a chain of cryptographic
+digests over all tokens up to their end, so a request whose prompt begins alike takes them as they are: shared, never
+copied; and nobody can make up a prompt that is mistaken for another's. A page nobody holds stays remembered until its
+slots are needed; the one longest unused goes first.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 
-Key = tuple[int, tuple[int, ...]]  # (chain hash of the text before the page, the page's tokens)
+Key = bytes  # digest of (the key of the page before, the page's tokens)
 
 EMPTY = 0  # page 0 belongs to nobody: padding is written there
 
@@ -82,13 +85,11 @@ class PagePool:
                 else:
                     self.free.append(page)
 
-    def _keys(self, tokens: Sequence[int]) -> list[Key]:
-        chain, keys = 0, []
-        for end in range(self.size, len(tokens) + 1, self.size):
-            key = (chain, tuple(tokens[end - self.size : end]))
-            keys.append(key)
-            chain = hash(key)
-        return keys
+    def _keys(self, tokens: Sequence[int]) -> Iterator[Key]:
+        text, key = array("i", tokens), b""
+        for end in range(self.size, len(text) + 1, self.size):
+            key = blake2b(key + text[end - self.size : end].tobytes(), digest_size=32).digest()
+            yield key
 
     def _forget(self, page: int) -> None:
         del self.page_of[self.key_of.pop(page)]

@@ -19,6 +19,9 @@ class SamplingParams(Frozen):
     threshold). `edit_below`: a settled token is replaced when the clean side finds it less than this many times as
     likely as its own choice; 0 never edits, 1 lets only greedy AR text stand. The other modes refuse all four, since
     nothing would read them.
+
+    `presence_penalty` and `frequency_penalty` count the answer so far (OpenAI), `repetition_penalty` prompt and answer
+    (CTRL, arXiv 1909.05858). `deadline` is in seconds from submission; an answer it cuts off is given as it stands.
     """
 
     mode: Mode = "verified"
@@ -32,9 +35,12 @@ class SamplingParams(Frozen):
     entropy_bound: Annotated[float, Field(ge=0.0)] | None = None
     edit_below: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     block_size: Annotated[int, Field(ge=1, le=64)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0.0)] = 1.0
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     ignore_eos: bool = False
-    deadline: Annotated[float, Field(gt=0.0)] | None = None  # seconds from submission
+    deadline: Annotated[float, Field(gt=0.0)] | None = None
 
     @model_validator(mode="after")
     def _one_policy(self) -> SamplingParams:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from openmercury.diffusion.sample import Sampling
 from openmercury.engine.params import DecodeMode, SamplingParams
+from openmercury.errors import OpenMercuryError
 
-FinishReason = Literal["stop", "length", "deadline"]
+FinishReason = Literal["stop", "length", "deadline", "abort", "error"]  # error: `Request.error` says which
 
 
 @dataclass(eq=False)
@@ -28,7 +29,9 @@ class Request:
     tokens: list[int] = field(init=False)
     forwards: int = 0
     finish_reason: FinishReason | None = None
+    error: OpenMercuryError | None = None
     expires: float | None = None  # time.monotonic() at which it ends
+    suspects: int = 0  # after a fault, only requests of the same number share a forward; 0: free of suspicion
 
     slot: int | None = None
     pages: list[int] = field(default_factory=list)
@@ -60,6 +63,21 @@ class Request:
         if self.params.temperature == 0:
             return "greedy"
         return "truncated" if self.params.top_k or self.params.top_p < 1 else "sampled"
+
+    @property
+    def penalised(self) -> bool:
+        """Does what is written already weigh on what comes?"""
+        p = self.params
+        return bool(p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1)
+
+    @property
+    def sound(self) -> bool:
+        """Has a token come out of all that prefill wrote? Until then nobody knows whether that was finite."""
+        return len(self.tokens) > self.prefill_end + 1 and self.error is None
+
+    def fail(self, error: OpenMercuryError) -> None:
+        """End it with an error."""
+        self.finish_reason, self.error = "error", error
 
     @property
     def unwritten(self) -> int:

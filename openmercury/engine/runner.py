@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from openmercury.diffusion.sample import Choice, RowParams, Sampling, choose
+from openmercury.diffusion.sample import NO_TOKEN, Choice, Penalties, RowParams, Sampling, choose, penalise
 from openmercury.engine import modes
 from openmercury.engine.cache import GatherAttend, PagedCache, slots_of
 from openmercury.engine.config import DEFAULT_EDIT_BELOW, DEFAULT_THRESHOLD, EngineConfig
@@ -21,7 +21,8 @@ from openmercury.engine.modes import ForwardBatch, Shape
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
 from openmercury.engine.scheduler import PrefillSpan
-from openmercury.engine.state import LENGTH, MAX_STOP_IDS, NO_TOKEN, Slots
+from openmercury.engine.state import LENGTH, MAX_STOP_IDS, Slots
+from openmercury.errors import DeviceMemoryError
 from openmercury.model.masks import CLEAN
 from openmercury.model.transformer import Attend, Transformer
 
@@ -91,11 +92,8 @@ class Runner:
         facts = model.config.diffusion
         self.mask_id = NO_TOKEN if facts is None else facts.mask_id
         longest = model.config.max_context
-        pages = -(-longest // config.page_size)
-        self.slots = Slots.empty(config.max_requests + 1, longest, widest, pages, self.device)
-        tokens = config.cache_tokens or self._affordable_tokens(longest)
-        self.pages = 1 + -(-tokens // config.page_size)
-        self.cache = PagedCache(model.config, self.pages, config.page_size, dtype=self.dtype, device=self.device)
+        self.slots, self.cache = self._allocate(longest, widest)
+        self.pages = self.cache.key.shape[1] // config.page_size
         self.graphs: dict[Hashable, Captured] = {}
         self.cuda: CudaForward | None = None
         if (
@@ -105,12 +103,40 @@ class Runner:
 
             self.cuda = CudaForward(model, self.cache, self.slots, self.mask_id, config.head_rows)
 
+    def _allocate(self, longest: int, widest: int) -> tuple[Slots, PagedCache]:
+        """Rows and cache; raises DeviceMemoryError with the setting to lower."""
+        config, size = self.config, self.config.page_size
+        tokens = None
+        try:
+            slots = Slots.empty(config.max_requests + 1, longest, widest, -(-longest // size), self.device)
+            tokens = config.cache_tokens or self._affordable_tokens(longest)
+            pages = 1 + -(-tokens // size)
+            cache = PagedCache(self.model.config, pages, size, dtype=self.dtype, device=self.device)
+        except (MemoryError, RuntimeError) as error:  # what NumPy and torch raise where memory is short
+            if tokens is None:
+                raise DeviceMemoryError(
+                    f"the state of {config.max_requests} requests does not fit into the memory of {self.device}: "
+                    "lower max_requests"
+                ) from error
+            asked = tokens * PagedCache.bytes_per_token(self.model.config, self.dtype) / 1e9
+            raise DeviceMemoryError(
+                f"a KV cache of {tokens} tokens ({asked:.1f} GB) does not fit into the memory of {self.device}: "
+                f"lower {'cache_share' if config.cache_tokens is None else 'cache_tokens'}"
+            ) from error
+        return slots, cache
+
     def _affordable_tokens(self, longest: int) -> int:
         if self.device.type != "cuda":
             return CPU_CONTEXTS * longest
         free, _ = torch.cuda.mem_get_info(self.device)
         each = PagedCache.bytes_per_token(self.model.config, self.dtype)
-        return min(int(free * self.config.cache_share / each), self.config.max_requests * longest)
+        tokens = min(int(free * self.config.cache_share / each), self.config.max_requests * longest)
+        if tokens < self.config.page_size:
+            raise DeviceMemoryError(
+                f"{free / 1e9:.1f} GB are free on {self.device}, too little for a KV cache: "
+                "end what else runs there, raise cache_share or take a smaller model"
+            )
+        return tokens
 
     # --- rows in and out ---------------------------------------------------------------------------------------------
 
@@ -123,6 +149,7 @@ class Runner:
         slots.text[rows, :longest] = self._tensor([text + [0] * (longest - len(text)) for text in texts]).int()
         policies = [policy_fields(request.params, request.width) for request in requests]
         given: dict[str, Sequence[object]] = {
+            "prompt": [len(request.prompt) for request in requests],
             "length": lengths,
             "seen": lengths,
             "written": [request.written for request in requests],
@@ -136,6 +163,9 @@ class Runner:
             "top_k": [request.params.top_k for request in requests],
             "top_p": [request.params.top_p for request in requests],
             "seed": [request.params.seed for request in requests],
+            "presence": [request.params.presence_penalty for request in requests],
+            "frequency": [request.params.frequency_penalty for request in requests],
+            "repetition": [request.params.repetition_penalty for request in requests],
             "threshold": [policy[0] for policy in policies],
             "quota": [policy[1] for policy in policies],
             "entropy_bound": [policy[2] for policy in policies],
@@ -204,9 +234,7 @@ class Runner:
     def decode(self, shape: Shape, slots: Sequence[int], sampling: Sampling, forwards: int = 1) -> Pending:
         """Run `forwards` decoding forwards of some slots; on CUDA they go on while the host does other things."""
         most = shape.most_committed * forwards
-        begin = torch.cuda.Event(enable_timing=True) if self.fused else None
-        if begin is not None:
-            begin.record()
+        begin = self._now()
         if self.fused and self.config.graphs:
             size = _bucket(len(slots), ROW_BUCKETS)
             padded = [(slot,) for slot in slots] + [(0,)] * (size - len(slots))
@@ -215,6 +243,13 @@ class Runner:
             packed = self._decode(shape, sampling, forwards)(self._tensor(list(slots)))
         assert packed.shape[1] == 4 + most
         return self._fetch(packed[: len(slots)], begin)
+
+    @torch.inference_mode()
+    def gained(self, shape: Shape, requests: Sequence[Request], forwards: int) -> Pending:
+        """What `decode` would have returned, had it not raised: all that the requests do not know yet."""
+        rows = self._tensor([request.slot for request in requests])
+        self.slots.seen[rows] = self._tensor([len(request.tokens) for request in requests])
+        return self._fetch(self._pack(rows, shape.most_committed * forwards), self._now())
 
     def _decode(self, shape: Shape, sampling: Sampling, forwards: int) -> Callable[[Tensor], Tensor]:
         def run(rows: Tensor) -> Tensor:
@@ -237,14 +272,23 @@ class Runner:
         hidden_RMD = hidden_RQD.gather(1, want_RM1.expand(-1, -1, hidden_RQD.shape[-1]))
         position_RM = batch.position_RQ.gather(1, batch.want_RM) + 1
         params = self.slots.sampling(rows, position_RM)
-        choice = self._choose(hidden_RMD.flatten(0, 1), params, sampling, statistics=shape.mode == "diffusion")
+        penalties = None
+        if shape.penalised:
+            end_RM = batch.end_RQ.gather(1, batch.want_RM)
+            penalties = self.slots.penalties(rows, end_RM, self.model.config.vocab_size)
+        statistics = shape.mode == "diffusion"
+        choice = self._choose(hidden_RMD.flatten(0, 1), params, penalties, sampling, statistics=statistics)
         modes.apply(self.slots, rows, shape, batch, choice, self.mask_id)
 
-    def _choose(self, hidden_MD: Tensor, params: RowParams, sampling: Sampling, *, statistics: bool) -> Choice:
+    def _choose(
+        self, hidden_MD: Tensor, params: RowParams, penalties: Penalties | None, sampling: Sampling, *, statistics: bool
+    ) -> Choice:
         parts = []
         for begin in range(0, len(hidden_MD), self.config.head_rows):
             rows = slice(begin, begin + self.config.head_rows)
             logits_MV = self.model.logits(hidden_MD[rows])
+            if penalties is not None:
+                logits_MV = penalise(logits_MV, penalties.rows(rows))
             parts.append(choose(logits_MV, params.rows(rows), sampling, statistics=statistics))
         return Choice(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
@@ -306,6 +350,13 @@ class Runner:
         packed = torch.cat((torch.stack(facts, dim=1).int(), state.text[rows[:, None], window]), dim=1)
         state.seen[rows] = length
         return packed
+
+    def _now(self) -> torch.cuda.Event | None:
+        if not self.fused:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def _fetch(self, packed: Tensor, begin: torch.cuda.Event | None) -> Pending:
         if begin is None:

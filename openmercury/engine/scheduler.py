@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from openmercury.engine.config import EngineConfig
 from openmercury.engine.modes import Shape
 from openmercury.engine.pages import PagePool
 from openmercury.engine.request import Request
-from openmercury.errors import ContextOverflowError
+from openmercury.errors import ContextOverflowError, QueueFullError
 
 
 class PrefillSpan(NamedTuple):
@@ -43,8 +44,23 @@ class Scheduler:
         self.running: list[Request] = []  # in order of admission
         self.free_slots = list(range(config.max_requests, 0, -1))
 
+    @property
+    def room(self) -> float:
+        """How many more may be submitted before the next step: those that find a free slot do not wait."""
+        most = math.inf if self.config.max_waiting is None else self.config.max_waiting
+        return most + len(self.free_slots) - len(self.waiting)
+
+    def check_room(self, coming: int = 0) -> None:
+        """Raise QueueFullError where there is no room behind the `coming` ones."""
+        if self.room <= coming:
+            raise QueueFullError(
+                f"{len(self.waiting) + coming} requests wait already: try again later, or raise max_waiting or "
+                "max_requests"
+            )
+
     def submit(self, request: Request) -> None:
-        """Queue a request; raises ContextOverflowError when it could not fit even alone."""
+        """Queue a request; raises ContextOverflowError when it could not fit even alone, and as `check_room`."""
+        self.check_room()
         needed = self._pages_for(request.limit)
         if needed > self.pool.capacity:
             raise ContextOverflowError(
@@ -75,12 +91,13 @@ class Scheduler:
         return plan
 
     def release(self, request: Request) -> None:
-        """Take a finished or preempted request out; what it wrote stays known to the prefix cache."""
+        """Take a finished or preempted request out; what it wrote, if sound, stays known to the prefix cache."""
         if request.slot is None:
             if request in self.waiting:
                 self.waiting.remove(request)
             return
-        self.pool.record(request.tokens[: request.written], request.pages)
+        if request.sound:
+            self.pool.record(request.tokens[: request.written], request.pages)
         self.pool.release(request.pages)
         self.free_slots.append(request.slot)
         self.running.remove(request)

@@ -12,12 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from openmercury.diffusion.sample import RowParams
+from openmercury.diffusion.sample import NO_TOKEN, Penalties, RowParams
 from openmercury.diffusion.unmask import Policy
 
-RUNNING, STOP, LENGTH = 0, 1, 2  # values of `done`
+RUNNING, STOP, LENGTH, FAILED = 0, 1, 2, 3  # values of `done`
 MAX_STOP_IDS = 16
-NO_TOKEN = -1
 
 
 class Committed(NamedTuple):
@@ -32,6 +31,7 @@ class Slots:
     """Row tensors of S slots. Integers are int64, `text` int32; `written` counts tokens whose KV is in the cache."""
 
     text: Tensor  # [S, longest text + 1]; the last column takes writes that mean nothing
+    prompt: Tensor  # the length it began with
     length: Tensor
     written: Tensor
     limit: Tensor  # the length at which the request ends
@@ -47,6 +47,9 @@ class Slots:
     top_k: Tensor
     top_p: Tensor
     seed: Tensor
+    presence: Tensor
+    frequency: Tensor
+    repetition: Tensor
     threshold: Tensor
     quota: Tensor
     entropy_bound: Tensor
@@ -62,6 +65,7 @@ class Slots:
         real = torch.float32
         return cls(
             text=torch.zeros(slots, longest + 1, dtype=torch.int32, device=device),
+            prompt=row(1),
             length=row(1),
             written=row(),
             limit=row(1),
@@ -77,6 +81,9 @@ class Slots:
             top_k=row(),
             top_p=row(1.0, real),
             seed=row(),
+            presence=row(dtype=real),
+            frequency=row(dtype=real),
+            repetition=row(1.0, real),
             threshold=row(2.0, real),
             quota=row(),
             entropy_bound=row(-1.0, real),
@@ -100,19 +107,44 @@ class Slots:
             self.ahead[rows].gather(1, ahead).flatten(),
         )
 
+    def penalties(self, rows: Tensor, end_RM: Tensor, vocabulary: int) -> Penalties:
+        """Penalties for M predictions of each of some rows; `end_RM` says how much clean text each of them sees."""
+        text_RT, position_T = self.text[rows].long(), torch.arange(self.text.shape[1], device=rows.device)
+        prompt_R1, length_R1 = self.prompt[rows, None], self.length[rows, None]
+
+        def counts(begin: Tensor | int, end: Tensor) -> Tensor:
+            inside = (position_T >= begin) & (position_T < end)
+            return self.temperature.new_zeros(len(rows), vocabulary).scatter_add_(1, text_RT, inside.float())
+
+        return Penalties(
+            torch.arange(len(rows), device=rows.device)[:, None].expand_as(end_RM).flatten(),
+            (end_RM - length_R1).flatten(),
+            self.ahead[rows],
+            counts(0, prompt_R1),
+            counts(prompt_R1, length_R1),
+            self.presence[rows],
+            self.frequency[rows],
+            self.repetition[rows],
+        )
+
     def commit(self, rows: Tensor, new: Committed) -> Tensor:
-        """Append tokens that can no longer change, up to the first stop id or the limit; returns how many, [R]."""
+        """Append tokens that can no longer change, up to the first stop id or the limit; returns how many, [R].
+
+        NO_TOKEN fails the row; what stands before it is kept.
+        """
         length_R, done_R = self.length[rows], self.done[rows]
         column_C = torch.arange(new.tokens_RC.shape[1], device=rows.device)
         offered = (column_C < new.count_R[:, None]) & (done_R == RUNNING)[:, None]
         offered &= length_R[:, None] + column_C < self.limit[rows][:, None]
-        ends = (new.tokens_RC[..., None] == self.stop[rows][:, None]).any(-1) & offered
-        keep = offered & (ends.cumsum(-1) - ends.long() == 0)
+        broken = (new.tokens_RC == NO_TOKEN) & offered
+        ends = (new.tokens_RC[..., None] == self.stop[rows][:, None]).any(-1) & offered & ~broken
+        keep = offered & (ends.cumsum(-1) - ends.long() == 0) & (broken.cumsum(-1) == 0)
         target = torch.where(keep, length_R[:, None] + column_C, self.text.shape[1] - 1)
-        self.text[rows[:, None], target] = new.tokens_RC.to(self.text.dtype)
+        self.text[rows[:, None], target] = new.tokens_RC.clamp(min=0).to(self.text.dtype)
         count_R = keep.sum(-1)
         length_R = length_R + count_R
         at_limit = torch.where((length_R >= self.limit[rows]) & (done_R == RUNNING), LENGTH, done_R)
         self.length[rows] = length_R
-        self.done[rows] = torch.where((ends & keep).any(-1), STOP, at_limit)
+        ended = torch.where((ends & keep).any(-1), STOP, at_limit)
+        self.done[rows] = torch.where((ended == RUNNING) & broken.any(-1), FAILED, ended)
         return count_R

@@ -108,6 +108,9 @@ def generate(
         prompts = [chat.render(llm.tokenizer, [{"role": "user", "content": chat_prompt(task)}]) for task in batch]
         advance = None if on_progress is None else _behind(first, len(tasks), on_progress)
         outputs = llm.generate_batch(prompts, params, on_progress=advance)
+        for output in outputs:
+            if output.error is not None:  # a fault of ours is no wrong answer of the model's
+                raise output.error
         yield [
             Sample(
                 task_id=task.task_id,

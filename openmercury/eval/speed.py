@@ -64,6 +64,9 @@ def measure(
         begin = time.perf_counter()
         outputs = llm.generate_batch(prompts, params, on_progress, concurrency=concurrency, on_tokens=on_tokens)
         seconds = time.perf_counter() - begin
+        for output in outputs:
+            if output.error is not None:
+                raise output.error
     # A client's next request begins when one ends: the k-th to begin after the first wave, when the k-th has ended.
     ends = sorted(seen[-1][0] for seen in times)
     starts = [begin] * min(concurrency, len(prompts)) + ends[: max(0, len(prompts) - concurrency)]

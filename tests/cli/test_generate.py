@@ -240,3 +240,13 @@ def test_fill_refuses_what_does_not_go_together(capsys: Capture) -> None:
 def test_errors_are_ours() -> None:
     with pytest.raises(OpenMercuryError):
         generate.read_prompt("\udc80")
+
+
+def test_penalties_and_deadline_reach_the_decoder(llm: FakeLLM) -> None:
+    asked = ["--presence-penalty", "0.5", "--frequency-penalty", "-1", "--repetition-penalty", "1.1", "--deadline", "9"]
+    assert main.main(["generate", "x", *asked]) == 0
+    params = llm.asked[0][2]
+    assert (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (0.5, -1.0, 1.1)
+    assert params.deadline == 9
+    assert main.main(["generate", "x", "--presence-penalty", "2.5"]) == 2
+    assert main.main(["generate", "x", "--deadline", "0"]) == 2

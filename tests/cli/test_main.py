@@ -194,4 +194,4 @@ def test_modes_and_defaults_are_those_of_the_engine() -> None:
     for name, field in SamplingParams.model_fields.items():
         if name in hints:
             assert (getattr(Settings, name) or None) == (field.default or None), name
-    assert set(SamplingParams.model_fields) - set(hints) == {"deadline", "ignore_eos"}
+    assert set(SamplingParams.model_fields) - set(hints) == {"ignore_eos"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from openmercury.diffusion.sample import RowParams, choose, gumbel_noise, truncate
+from openmercury.diffusion.sample import NO_TOKEN, Penalties, RowParams, choose, gumbel_noise, penalise, truncate
 
 
 def rows(count: int, temperature: float, *, top_k: int = 0, top_p: float = 1.0, seed: int = 7) -> RowParams:
@@ -58,3 +58,73 @@ def test_top_k_and_top_p() -> None:
     assert kept.tolist() == [[True, False, False, False], [False, False, True, True]]
     token = choose(logits[:1].expand(500, -1), rows(500, 2.0, top_k=2)).token_M
     assert set(token.tolist()) == {0, 1}
+
+
+def penalties(presence: float, frequency: float, repetition: float) -> Penalties:
+    """Two texts: prompt 0 1, answer 1 2 2, then ahead 3 4; and prompt 5, no answer, ahead 5 5."""
+    prompt, answer = torch.zeros(2, 8), torch.zeros(2, 8)
+    prompt[0, [0, 1]], prompt[1, 5] = 1, 1
+    answer[0, 1], answer[0, 2] = 1, 2
+    return Penalties(
+        text_M=torch.tensor([0, 0, 0, 1, 1]),
+        ahead_M=torch.tensor([0, 1, 2, 0, 2]),
+        ahead_RA=torch.tensor([[3, 4], [5, 5]]),
+        prompt_RV=prompt,
+        answer_RV=answer,
+        presence_R=torch.tensor([presence, 0.0]),
+        frequency_R=torch.tensor([frequency, frequency]),
+        repetition_R=torch.tensor([repetition, repetition]),
+    )
+
+
+def test_penalties_count_what_a_row_sees() -> None:
+    """OpenAI's two count the answer and what is read clean behind it, the repetition penalty the prompt as well."""
+    flat = torch.zeros(5, 8)
+    once, twice = 0.5 + 0.25, 0.5 + 2 * 0.25
+    expected = -torch.tensor(
+        [
+            [0, once, twice, 0, 0, 0, 0, 0],
+            [0, once, twice, once, 0, 0, 0, 0],
+            [0, once, twice, once, once, 0, 0, 0],
+            [0, 0, 0, 0, 0, 0, 0, 0],
+            [0, 0, 0, 0, 0, 2 * 0.25, 0, 0],
+        ]
+    )
+    torch.testing.assert_close(penalise(flat, penalties(0.5, 0.25, 1.0)), expected)
+    logits = torch.tensor([2.0, -2.0]).repeat(5, 4)
+    got = penalise(logits, penalties(0.0, 0.0, 2.0))
+    seen = [{0, 1, 2}, {0, 1, 2, 3}, {0, 1, 2, 3, 4}, {5}, {5}]
+    for row, tokens in enumerate(seen):
+        for token in range(8):
+            x = float(logits[row, token])
+            assert float(got[row, token]) == ((x / 2 if x > 0 else x * 2) if token in tokens else x)
+
+
+def test_penalties_that_are_off_change_no_bit() -> None:
+    logits = torch.randn(5, 8, dtype=torch.float64)
+    logits[:, 7] = float("-inf")
+    assert torch.equal(penalise(logits, penalties(0.0, 0.0, 1.0)), logits)
+
+
+def test_repetition_penalty_is_that_of_transformers() -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    logits, given = torch.randn(2, 8), penalties(0.0, 0.0, 1.3)
+    texts = (torch.tensor([[0, 1, 1, 2, 2, 3, 4]]), torch.tensor([[5, 5, 5]]))
+    process = RepetitionPenaltyLogitsProcessor(1.3)
+    theirs = torch.cat([process(text, row[None].clone()) for text, row in zip(texts, logits, strict=True)])
+    torch.testing.assert_close(penalise(logits, given.rows(torch.tensor([2, 4]))), theirs)
+
+
+def test_rows_that_are_no_numbers_choose_nothing() -> None:
+    logits = torch.randn(5, 8)
+    logits[0, 3] = float("nan")
+    logits[1, 3] = float("inf")
+    logits[2] = float("-inf")
+    logits[3, 3] = float("-inf")
+    for heat in (0.0, 0.8):
+        choice = choose(logits, rows(5, heat))
+        assert choice.token_M[:3].tolist() == [NO_TOKEN] * 3
+        assert (choice.token_M[3:] >= 0).all()
+        assert [float(field[0]) for field in choice[1:]] == [0.0, torch.inf, -1.0]
+        assert all(field[3:].isfinite().all() for field in choice)

@@ -10,7 +10,7 @@ import random
 import torch
 from torch.nn import functional as F
 
-from openmercury.diffusion.sample import Choice, RowParams, choose
+from openmercury.diffusion.sample import NO_TOKEN, Choice, RowParams, choose
 from openmercury.engine import modes
 from openmercury.engine.cache import GatherAttend, PagedCache, slots_of
 from openmercury.engine.cuda import attention as cuda_attention
@@ -92,8 +92,8 @@ def heads(count: int, dtype: torch.dtype, *, indexed: bool, vocabulary: int = 50
         torch.testing.assert_close(slow.odds_M[same], fast.odds_M[same], rtol=loose, atol=loose / 10)
         torch.testing.assert_close(slow.entropy_M, fast.entropy_M, rtol=loose, atol=loose)
     x[index[0]] = float("nan")
-    fast = choose_fused(x, w, wanted, mask, sample=False, statistics=False)
-    assert fast.token_M[0] == -1
+    fast = choose_fused(x, w, wanted, mask, sample=False, statistics=True)
+    assert [float(field[0]) for field in fast] == [NO_TOKEN, 0.0, torch.inf, -1.0]
     assert (fast.token_M >= 0).sum() == len(index) - 1
 
 
@@ -152,8 +152,15 @@ def plans_and_applies(seed: int) -> None:
         k = min(token.shape[1], slots.ahead.shape[1])
         token[:, :k] = torch.where(torch.rand(rows, k, device=DEVICE) < 0.7, slots.ahead[row, :k], token[:, :k])
         token[token == tiny.MASK] = 7
+        token[torch.rand(token.shape, device=DEVICE) < 0.1] = NO_TOKEN
+        broken = (token == NO_TOKEN).flatten()
         sure, doubt, odds = torch.rand(3, count, device=DEVICE)
-        choice = Choice(token.flatten(), sure, doubt * 3, odds * 1.5)
+        choice = Choice(
+            token.flatten(),
+            sure.masked_fill(broken, 0.0),
+            (doubt * 3).masked_fill(broken, torch.inf),
+            (odds * 1.5).masked_fill(broken, -1.0),
+        )
         modes.apply(slots, row, shape, slow, choice, tiny.MASK)
         clean = width + 1
         if shape.mode == "ar":
@@ -201,6 +208,7 @@ def whole_steps(dtype: torch.dtype, head_size: int) -> None:
         {"mode": "ar", "temperature": 0.9},
         {"mode": "verified", "temperature": 0.0},
         {"mode": "verified", "temperature": 0.9},
+        {"mode": "verified", "temperature": 0.0, "frequency_penalty": 1.5},
         {"mode": "diffusion", "temperature": 0.0, "block_size": 3},
     ):
         texts = []

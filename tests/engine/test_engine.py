@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from openmercury.diffusion import reference
+from openmercury.diffusion.sample import Sampling
 from openmercury.diffusion.unmask import Policy
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
+from openmercury.engine.modes import Shape
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
-from openmercury.engine.runner import edit_below, policy_fields
-from openmercury.errors import ContextOverflowError, EmptyPromptError, UnsupportedError
+from openmercury.engine.runner import Pending, edit_below, policy_fields
+from openmercury.errors import ContextOverflowError, EmptyPromptError, InputError, RequestFailedError, UnsupportedError
 from tests import tiny
 
 MODEL = tiny.network()
+POISON = tiny.MASK  # as clean text it turns all that sees it into NaN; nobody ever writes it
+MODEL.embedding.weight[POISON] = torch.nan
 
 
 def random_params(rng: random.Random) -> SamplingParams:
@@ -35,6 +41,10 @@ def random_params(rng: random.Random) -> SamplingParams:
             "seed": rng.randrange(2**40),
             "top_k": rng.choice([0, 5]),
             "top_p": rng.choice([1.0, 0.8]),
+            "presence_penalty": rng.choice([0.0, 0.0, 1.5, -0.5]),
+            "frequency_penalty": rng.choice([0.0, 0.0, 0.7, -0.3]),
+            "repetition_penalty": rng.choice([1.0, 1.0, 1.3, 0.9]),
+            "deadline": rng.choice([None, 3600.0]),
             **policy,
         }
     )
@@ -42,7 +52,8 @@ def random_params(rng: random.Random) -> SamplingParams:
 
 def expected(request: Request) -> list[int]:
     p, eos = request.params, {tiny.EOS}
-    sampling = reference.Sampling(p.temperature, p.top_k, p.top_p, p.seed)
+    penalties = (p.presence_penalty, p.frequency_penalty, p.repetition_penalty)
+    sampling = reference.Sampling(p.temperature, p.top_k, p.top_p, p.seed, *penalties)
     with torch.inference_mode():
         if p.mode == "diffusion":
             policy = Policy(*(torch.tensor([value]) for value in policy_fields(p, request.width)))
@@ -55,8 +66,40 @@ def expected(request: Request) -> list[int]:
         return out
 
 
+class Intercepted:
+    """A network with something in the place of its forward."""
+
+    def __init__(self, network: Any, forward: Any) -> None:
+        self.network, self.forward = network, forward
+
+    def __call__(self, *given: Any) -> Tensor:
+        hidden: Tensor = self.forward(*given)
+        return hidden
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.network, name)
+
+
+def inject(engine: Engine, rng: random.Random, bomb: Request) -> None:
+    """Some forwards raise by chance, in the middle of a step; every one in which `bomb` decodes does."""
+    decode, network = engine.runner.decode, engine.runner.model
+
+    def exploding(shape: Shape, slots: list[int], sampling: Sampling, forwards: int) -> Pending:
+        if bomb.slot in slots:
+            raise ValueError("a bomb")
+        return decode(shape, slots, sampling, forwards)
+
+    def flaky(*given: Any) -> Tensor:
+        if rng.random() < 0.03:
+            raise RuntimeError("by chance")
+        return network(*given)
+
+    engine.runner.decode = exploding  # type: ignore[method-assign, assignment]
+    engine.runner.model = Intercepted(network, flaky)  # type: ignore[assignment]
+
+
 def random_schedule(seed: int) -> None:
-    """Requests arrive, are aborted, preempted and share prefixes; each text is the reference's, or begins it."""
+    """Requests arrive, are aborted, preempted, share prefixes and fail; each text is, or begins, the reference's."""
     rng = random.Random(seed)
     config = EngineConfig(
         draft_width=rng.randint(1, 6),
@@ -75,8 +118,13 @@ def random_schedule(seed: int) -> None:
         common[: rng.choice([0, 6])] + [rng.randrange(63) for _ in range(rng.randint(1, 9))]
         for _ in range(rng.randint(1, 6))
     ]
+    faulty = rng.random() < 0.5
+    if faulty:
+        prompts[0] += [POISON, *common[: rng.choice([0, 3])]]
     arriving = [engine.request(prompt, random_params(rng)) for prompt in prompts]
     requests, aborted = list(arriving), set()
+    if faulty:
+        inject(engine, rng, requests[-1])
     while arriving or engine.busy:
         while arriving and rng.random() < 0.6:
             engine.submit(arriving.pop())
@@ -87,12 +135,18 @@ def random_schedule(seed: int) -> None:
             aborted.add(id(victim))
         engine.step(wait=rng.random() < 0.2)
         engine.check_integrity()
-    for request in requests:
+    for number, request in enumerate(requests):
+        assert (request.error is not None) == (request.finish_reason == "error")
+        if faulty and number in (0, len(requests) - 1):
+            assert not request.completion
+            assert id(request) in aborted or isinstance(request.error, RequestFailedError)
+            continue
         whole = expected(request)
-        if id(request) in aborted:
+        if id(request) in aborted or (faulty and request.error):
             assert request.completion == whole[: len(request.completion)], request.params
         else:
             assert request.completion == whole, request.params
+            assert request.finish_reason in ("stop", "length")
     pool = engine.scheduler.pool
     assert pool.available == pool.capacity
 
@@ -156,6 +210,8 @@ def test_bad_requests() -> None:
         engine.request([], SamplingParams())
     with pytest.raises(ContextOverflowError, match="256"):
         engine.request([5] * 256, SamplingParams())
+    with pytest.raises(InputError, match="tokenizer"):
+        engine.request([5, 64], SamplingParams())
     plain = Engine(tiny.network(of=tiny.config(adapter=False)))
     with pytest.raises(UnsupportedError, match="mode ar"):
         plain.request([5], SamplingParams(mode="diffusion"))

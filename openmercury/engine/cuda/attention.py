@@ -73,8 +73,9 @@ def _attend_kernel(
             group_t = tl.load(group + row * queries + other, mask=there, other=-3)
             k_at = new_key + row * stride_kr + other[:, None] * stride_kn + head * SIZE + e[None, :]
             v_at = new_value + row * stride_vr + other[:, None] * stride_vn + head * SIZE + e[None, :]
-            new_k = tl.load(k_at, mask=there[:, None], other=0.0)
-            new_v = tl.load(v_at, mask=there[:, None], other=0.0)
+            noisy = (there & (group_t >= 0))[:, None]  # padding may hold NaN, and 0 · NaN is NaN
+            new_k = tl.load(k_at, mask=noisy, other=0.0)
+            new_v = tl.load(v_at, mask=noisy, other=0.0)
             sees = (group_m[:, None] == group_t[None, :]) & (group_t >= 0)[None, :]
             near = tl.dot(q, tl.trans(new_k), input_precision="ieee") * scale
             near = tl.where(sees, near, -1e30)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from openmercury.diffusion.sample import Choice, RowParams, Sampling, choose
+from openmercury.diffusion.sample import Choice, Penalties, RowParams, Sampling, choose, penalise
 from openmercury.engine.cache import PagedCache
 from openmercury.engine.cuda import steps
 from openmercury.engine.cuda.head import Wanted, choose_fused
@@ -39,34 +39,47 @@ class CudaForward:
         """One forward of rows that share a shape."""
         plan = steps.plan(self.model, self.slots, rows_R, shape, self.mask_id, self.cache.page_size)
         self.network(plan.stream, plan.layout, None if shape.mode == "ar" else plan.gate_N)
+        penalties = None
+        if shape.penalised:
+            end_RQ = plan.layout.end_N.view(len(rows_R), -1).long()
+            penalties = self.slots.penalties(rows_R, end_RQ, self.model.config.vocab_size)
         if shape.mode == "ar":
-            steps.apply_ar(self.slots, rows_R, self._choose(plan, None, sampling).token_M)
+            steps.apply_ar(self.slots, rows_R, self._choose(plan, None, sampling, penalties).token_M)
         elif shape.mode == "diffusion":
-            choice = self._choose(plan, None, sampling, statistics=True)
+            choice = self._choose(plan, None, sampling, penalties, statistics=True)
             steps.apply_diffusion(self.slots, rows_R, shape.width, choice, self.mask_id)
         else:
-            self._verify(plan, rows_R, shape, sampling)
+            self._verify(plan, rows_R, shape, sampling, penalties)
 
-    def _verify(self, plan: steps.Planned, rows_R: Tensor, shape: Shape, sampling: Sampling) -> None:
+    def _verify(
+        self, plan: steps.Planned, rows_R: Tensor, shape: Shape, sampling: Sampling, penalties: Penalties | None
+    ) -> None:
         """Choices of all columns at once; or, where many, of the clean ones and then of the one group that matters."""
         rows, columns, clean = len(rows_R), plan.layout.columns, shape.width + 1
         if shape.groups == "last" or rows * columns <= ONE_PASS:
-            token_RQ = self._choose(plan, None, sampling).token_M.view(rows, columns)
+            token_RQ = self._choose(plan, None, sampling, penalties).token_M.view(rows, columns)
             steps.apply_verified(self.slots, rows_R, shape, token_RQ[:, :clean], token_RQ[:, clean:], picked=False)
             return
         column = torch.arange(clean, dtype=torch.int32, device=rows_R.device)
         first = torch.arange(0, rows * columns, columns, dtype=torch.int32, device=rows_R.device)
-        token_RC = self._choose(plan, (first[:, None] + column).flatten(), sampling).token_M.view(rows, clean)
+        index_M = (first[:, None] + column).flatten()
+        token_RC = self._choose(plan, index_M, sampling, penalties).token_M.view(rows, clean)
         index_M = steps.accept(self.slots, rows_R, shape.width, token_RC)
-        drafted = self._choose(plan, index_M, sampling).token_M.view(rows, shape.width)
+        drafted = self._choose(plan, index_M, sampling, penalties).token_M.view(rows, shape.width)
         steps.apply_verified(self.slots, rows_R, shape, token_RC, drafted, picked=True)
 
     def _choose(
-        self, plan: steps.Planned, index_M: Tensor | None, sampling: Sampling, *, statistics: bool = False
+        self,
+        plan: steps.Planned,
+        index_M: Tensor | None,
+        sampling: Sampling,
+        penalties: Penalties | None,
+        *,
+        statistics: bool = False,
     ) -> Choice:
         model, slots, layout = self.model, self.slots, plan.layout
-        if sampling == "truncated":
-            return self._choose_truncated(plan, index_M, statistics=statistics)
+        if sampling == "truncated" or penalties is not None:
+            return self._choose_stored(plan, index_M, sampling, penalties, statistics=statistics)
         x_ND = self.network.norm(plan.stream.x_ND, model.norm.weight)
         wanted = Wanted(
             index_M, layout.rows_R, layout.columns, layout.position_N, plan.proposal_N, slots.temperature, slots.seed
@@ -75,8 +88,17 @@ class CudaForward:
             x_ND, model.head.weight, wanted, self.mask_id, sample=sampling == "sampled", statistics=statistics
         )
 
-    def _choose_truncated(self, plan: steps.Planned, index_M: Tensor | None, *, statistics: bool) -> Choice:
-        """Top-k and top-p need a row's logits in order, so here they are stored, `head_rows` rows at a time."""
+    def _choose_stored(
+        self,
+        plan: steps.Planned,
+        index_M: Tensor | None,
+        sampling: Sampling,
+        penalties: Penalties | None,
+        *,
+        statistics: bool,
+    ) -> Choice:
+        """Top-k and top-p need a row's logits in order, penalties scatter into them: here they are stored, `head_rows`
+        rows at a time."""
         slots, layout, device = self.slots, plan.layout, plan.stream.x_ND.device
         every = torch.arange(len(plan.stream.x_ND), device=device) if index_M is None else index_M.long()
         parts = []
@@ -87,5 +109,7 @@ class CudaForward:
                 layout.position_N[n].long() + 1, plan.proposal_N[n].long(),
             )  # fmt: skip
             logits = self.model.logits(self.network.norm(plan.stream.x_ND[n], self.model.norm.weight))
-            parts.append(choose(logits, params, "truncated", statistics=statistics))
+            if penalties is not None:
+                logits = penalise(logits, penalties.rows(n))
+            parts.append(choose(logits, params, sampling, statistics=statistics))
         return Choice(*(torch.cat(field) for field in zip(*parts, strict=True)))

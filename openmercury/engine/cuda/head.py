@@ -117,13 +117,13 @@ def _join_kernel(
     top, top_at, stats, proposed, token, confidence, entropy, odds, count, tiles,
     BLOCK_T: tl.constexpr, STATS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One program: the tiles of one row → its token (−1 if a score is not a number) and statistics."""
+    """One program: the tiles of one row → its token (−1 if a score is NaN or infinite) and statistics."""
     m = tl.program_id(0)
     t = tl.arange(0, BLOCK_T)
     ok = t < tiles
     after_last_kernel(OVERLAP)
     score = tl.load(top + m * tiles + t, mask=ok, other=-float("inf"))
-    broken = tl.max((score != score).to(tl.int32), 0) > 0
+    broken = (tl.max((score != score).to(tl.int32), 0) > 0) | (tl.max(score, 0) == float("inf"))
     pick = tl.argmax(score, 0)
     tl.store(token + m, tl.where(broken, -1, tl.load(top_at + m * tiles + pick)))
     if STATS:
@@ -136,9 +136,9 @@ def _join_kernel(
         weighted = tl.sum(fade * tl.load(at + 3 * size, mask=ok, other=0.0), 0)
         log_mass = most + tl.log(mass)
         chosen = tl.load(stats + m * tiles + pick)
-        tl.store(confidence + m, tl.exp(chosen - log_mass))
-        tl.store(entropy + m, tl.maximum(log_mass - weighted / mass, 0.0))
-        tl.store(odds + m, tl.exp(tl.load(proposed + m) - chosen))
+        tl.store(confidence + m, tl.where(broken, 0.0, tl.exp(chosen - log_mass)))
+        tl.store(entropy + m, tl.where(broken, float("inf"), tl.maximum(log_mass - weighted / mass, 0.0)))
+        tl.store(odds + m, tl.where(broken, -1.0, tl.exp(tl.load(proposed + m) - chosen)))
 
 
 def choose_fused(
@@ -147,7 +147,7 @@ def choose_fused(
     """`sample.choose` on the logits x·Wᵀ of M rows; without truncation, and the mask token is never chosen.
 
     Rows without noise in temperature take the greedy token; without `sample` all do. Without `statistics` only tokens.
-    A row whose logits are not numbers gets token −1.
+    A row whose largest logit is NaN or infinite gets what `Choice` says.
     """
     count = len(x_ND) if wanted.index_M is None else len(wanted.index_M)
     vocabulary, d = weight_VD.shape

@@ -24,7 +24,7 @@ from openmercury.model.transformer import Transformer
 AR, VERIFIED, DIFFUSION, PREFILL = 0, 1, 2, 3
 KINDS = {"ar": AR, "verified": VERIFIED, "diffusion": DIFFUSION}
 # Values of `state` and `masks` as the kernels know them.
-RUNNING, STOP, LENGTH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+RUNNING, STOP, LENGTH, FAILED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 CLEAN, NOWHERE = tl.constexpr(-1), tl.constexpr(-2)
 
 
@@ -126,15 +126,18 @@ def _commit(s, token, count, text, length, limit, done, stop, text_stride, C_PAD
     long, most, state = tl.load(length + s), tl.load(limit + s), tl.load(done + s)
     offered = (c < count) & (state == RUNNING) & (long + c < most)
     stops = tl.load(stop + s * STOPS + k)
-    ends = (tl.max((token[:, None] == stops[None, :]).to(tl.int32), 1) > 0) & offered
+    # Stop ids are padded with −1, which as a token says that there is none.
+    ends = (tl.max((token[:, None] == stops[None, :]).to(tl.int32), 1) > 0) & offered & (token >= 0)
     first_end = tl.min(tl.where(ends, c, C_PAD), 0)
-    keep = offered & (c <= first_end)
+    first_broken = tl.min(tl.where((token < 0) & offered, c, C_PAD), 0)
+    keep = offered & (c <= first_end) & (c < first_broken)
     tl.store(text + s * text_stride + long + c, token.to(tl.int32), mask=keep)
     gained = tl.sum(keep.to(tl.int64), 0)
     long += gained
     state = tl.where((long >= most) & (state == RUNNING), LENGTH, state)
     tl.store(length + s, long)
-    tl.store(done + s, tl.where(first_end < C_PAD, STOP, state))
+    state = tl.where(first_broken < first_end, FAILED, state)
+    tl.store(done + s, tl.where(first_end < first_broken, STOP, state))
     return gained
 
 
@@ -188,7 +191,7 @@ def _apply_verified_kernel(
     left = tl.maximum(tl.load(limit + s) - long - gained, 0)
     if active:
         tl.store(written + s, tl.minimum(long + kept, long + gained - 1))
-        tl.store(ahead + s * ahead_stride + i, coming, mask=i < WIDTH)
+        tl.store(ahead + s * ahead_stride + i, tl.maximum(coming, 0), mask=i < WIDTH)
         tl.store(ahead_count + s, tl.minimum(usable, left))
         tl.store(forwards + s, tl.load(forwards + s) + 1)
 
@@ -254,7 +257,8 @@ def _apply_diffusion_kernel(
     here = i[None, :] == (i[:, None] + gained)
     moved = tl.sum(tl.where(here, block[None, :], 0), 1)
     if active:
-        tl.store(ahead + s * ahead_stride + i, tl.where(i + gained < room, moved, mask_id), mask=inside_k)
+        stays = (i + gained < room) & (moved >= 0)
+        tl.store(ahead + s * ahead_stride + i, tl.where(stays, moved, mask_id), mask=inside_k)
         tl.store(written + s, tl.load(length + s) - 1)
         tl.store(forwards + s, tl.load(forwards + s) + 1)
 

@@ -1,0 +1,236 @@
+"""The engine on a thread of its own: requests come from any thread or event loop, progress goes where it is awaited.
+
+    engine = AsyncEngine(Engine(model))
+    async for update in engine.submit(ids, SamplingParams()):
+        ...
+
+Nobody waits for a slow reader and nothing piles up behind one: updates not yet read are merged into one. Only the
+engine's thread touches the engine; everyone else leaves a message in its inbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from openmercury.engine.engine import Engine
+from openmercury.engine.params import SamplingParams
+from openmercury.engine.request import FinishReason, Request
+from openmercury.errors import EngineStoppedError, OpenMercuryError
+
+
+class Update(NamedTuple):
+    """Tokens committed since the last update, forwards so far, the draft behind them, and how it ended, once it has.
+
+    `draft` is empty unless asked for; see `Runner.drafts`.
+    """
+
+    tokens: list[int]
+    forwards: int
+    draft: list[int]
+    finish_reason: FinishReason | None
+
+
+class Stream:
+    """Progress of one request, for one reader. It ends behind the update that has a finish_reason; an error is raised.
+
+    Cancelling the task that awaits an update, `abort`, `aclose`, leaving `async with` and dropping the stream all end
+    the request within one step.
+    """
+
+    def __init__(self, mailbox: _Mailbox) -> None:
+        self._mailbox = mailbox
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> Update:
+        try:
+            return await self._mailbox.read()
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+
+    async def __aenter__(self) -> Stream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.abort()
+
+    async def aclose(self) -> None:
+        """End the request."""
+        self.abort()
+
+    def abort(self) -> None:
+        """End the request, and whoever awaits its next update; from any thread, and at any time."""
+        self._mailbox.shut()
+
+    def __del__(self) -> None:
+        self._mailbox.cancel()
+
+
+class AsyncEngine:
+    """Owns an engine and the one thread that may touch it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._inbox: queue.SimpleQueue[_Mailbox | None] = queue.SimpleQueue()  # may be filled from `__del__`
+        self._live: dict[Request, _Mailbox] = {}
+        self._gate = threading.Lock()  # nothing enters the inbox once `_stopped` is set
+        self._stopped: EngineStoppedError | None = None
+        self._aborting = False
+        self._thread = threading.Thread(target=self._serve, name="openmercury-engine", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, prompt: Sequence[int], params: SamplingParams, eos: Sequence[int] | None = None, *, draft: bool = False
+    ) -> Stream:
+        """Queue a request, from any thread; raises as `Engine.request`, QueueFullError and EngineStoppedError."""
+        mailbox = _Mailbox(self.engine.request(prompt, params, eos), draft, self._inbox)
+        with self._gate:
+            if self._stopped is not None:
+                raise self._stopped.with_traceback(None)
+            self.engine.scheduler.check_room(self._inbox.qsize())
+            self._inbox.put(mailbox)
+        return Stream(mailbox)
+
+    def close(self, *, drain: bool = True) -> None:
+        """Refuse new requests, finish those under way or (without `drain`) fail them, and end the thread.
+
+        Blocks until that is done. A second call, from another thread, may cut the first one's draining short.
+        """
+        with self._gate:
+            self._stopped = self._stopped or EngineStoppedError("the engine is closed: start another one")
+        self._aborting = self._aborting or not drain
+        self._inbox.put(None)
+        self._thread.join()
+
+    # --- on the engine's thread --------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        try:
+            while self._receive():
+                self._step()
+        except BaseException as cause:  # whatever it is, nobody may be left waiting
+            error = EngineStoppedError(f"the engine broke down ({type(cause).__name__}: {cause}): start another one")
+            error.__cause__ = cause
+            with self._gate:
+                self._stopped = error
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    mailbox = self._inbox.get_nowait()
+                    if mailbox is not None:
+                        self._live[mailbox.request] = mailbox
+            self._fail_all(error)
+
+    def _receive(self) -> bool:
+        """Take what has arrived, waiting where there is nothing else to do; False: closed, and nothing is left."""
+        while not self._inbox.empty() or not self.engine.busy:
+            if self._stopped is not None and self._inbox.empty():
+                return False
+            mailbox = self._inbox.get()
+            if mailbox is not None:
+                self._take(mailbox)
+        if self._aborting and self._stopped is not None:
+            self._fail_all(self._stopped)
+        return True
+
+    def _take(self, mailbox: _Mailbox) -> None:
+        request = mailbox.request
+        if request.finish_reason is not None:  # cancelled, perhaps before it came here
+            self._live.pop(request, None)
+            return
+        self._live[request] = mailbox
+        try:
+            self.engine.submit(request)
+        except OpenMercuryError as error:
+            request.fail(error)
+            self._post(request)
+
+    def _step(self) -> None:
+        for request in self.engine.step(wait=any(mailbox.draft for mailbox in self._live.values())):
+            if request in self._live:
+                self._post(request)
+
+    def _post(self, request: Request) -> None:
+        mailbox = self._live[request]
+        draft = mailbox.draft and request.finish_reason is None
+        mailbox.post(self.engine.runner.drafts(request) if draft else [])
+        if request.finish_reason is not None:
+            del self._live[request]
+
+    def _fail_all(self, error: EngineStoppedError) -> None:
+        for request in list(self._live):
+            if request.finish_reason is None:
+                request.fail(error)
+            self._post(request)
+
+
+class _Mailbox:
+    """Where the engine's thread leaves progress and the reader finds it; also the message that asks and cancels."""
+
+    def __init__(self, request: Request, draft: bool, inbox: queue.SimpleQueue[_Mailbox | None]) -> None:
+        self.request, self.draft, self._inbox = request, draft, inbox
+        self._lock = threading.Lock()
+        self._sent = len(request.tokens)
+        self._news: Update | None = None
+        self._shut = False
+        self._reader: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+
+    def post(self, draft: list[int]) -> None:
+        """Merge what the request has gained into the news, and wake the reader. On the engine's thread."""
+        request = self.request
+        with self._lock:
+            unread = [] if self._news is None else self._news.tokens
+            new = request.tokens[self._sent :]
+            self._sent += len(new)
+            self._news = Update([*unread, *new], request.forwards, draft, request.finish_reason)
+            self._wake()
+
+    async def read(self) -> Update:
+        """The news, once there are any; raises the request's error, and StopAsyncIteration behind the last."""
+        while True:
+            with self._lock:
+                if self._shut:
+                    raise StopAsyncIteration
+                if self._news is not None:
+                    news, self._news = self._news, None
+                    self._shut = news.finish_reason is not None
+                    break
+                if self._reader is not None:
+                    raise RuntimeError("this stream is being read already: give each reader a request of its own")
+                loop = asyncio.get_running_loop()
+                future = loop.create_future()
+                self._reader = loop, future
+            await future
+        if news.finish_reason == "error" and self.request.error is not None:
+            raise self.request.error
+        return news
+
+    def shut(self) -> None:
+        """No more updates; whoever awaits one is told so."""
+        self.cancel()
+        with self._lock:
+            self._shut = True
+            self._wake()
+
+    def cancel(self) -> None:
+        """Let the engine drop the request, if it has not ended. Takes no lock: garbage may be collected anywhere."""
+        if self.request.finish_reason is None:
+            self.request.finish_reason = "abort"
+            self._inbox.put(self)
+
+    def _wake(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            with contextlib.suppress(RuntimeError):  # its loop is closed, so nobody waits
+                reader[0].call_soon_threadsafe(_resolve, reader[1])
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

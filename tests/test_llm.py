@@ -1,0 +1,94 @@
+"""What `LLM` makes of requests that end early or fail: errors for one, outputs for many."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from openmercury.engine.config import EngineConfig
+from openmercury.engine.engine import Engine
+from openmercury.engine.params import SamplingParams
+from openmercury.errors import RequestFailedError
+from openmercury.eval.speed import measure
+from openmercury.llm import LLM
+from tests import tiny
+from tests.engine.test_engine import MODEL, POISON
+
+PARAMS = SamplingParams(mode="ar", max_tokens=8, ignore_eos=True)
+
+
+class Letters:
+    """A tokenizer of 64 characters, from A on; # is the token that breaks the network."""
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        return [POISON if letter == "#" else ord(letter) - 65 for letter in text]
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token + 65])
+
+
+def llm(config: EngineConfig | None = None) -> LLM:
+    made = LLM.__new__(LLM)
+    made.engine, made.config = Engine(MODEL, config), tiny.config()
+    made.tokenizer = Letters()  # type: ignore[assignment]
+    return made
+
+
+def test_one_request_that_fails_raises() -> None:
+    with pytest.raises(RequestFailedError, match="try dtype float32"):
+        llm().generate("AB#", PARAMS)
+
+
+def test_a_batch_keeps_what_did_not_fail() -> None:
+    model = llm()
+    alone = model.generate("ABC", PARAMS)
+    good, bad, late = model.generate_batch(
+        [[0, 1, 2], [0, POISON], [0, 1]], [PARAMS, PARAMS, PARAMS.model_copy(update={"deadline": 1e-9})]
+    )
+    assert (good.text, good.finish_reason, good.error) == (alone.text, "length", None)
+    assert (bad.text, bad.finish_reason, bad.token_ids) == ("", "error", ())
+    assert isinstance(bad.error, RequestFailedError)
+    assert (late.finish_reason, late.error) == ("deadline", None)
+    with pytest.raises(RequestFailedError):  # speed is not measured over answers that are none
+        measure(model, [[0, POISON]], PARAMS, 1)
+
+
+def test_a_deadline_gives_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    model = llm()
+    for module in ("engine", "scheduler"):
+        monkeypatch.setattr(f"openmercury.engine.{module}.time", SimpleNamespace(monotonic=lambda: clock.now))
+    whole, steps = model.generate("ABC", PARAMS), []
+    for step in model.stream("ABC", PARAMS.model_copy(update={"deadline": 5})):
+        steps.append(step)
+        clock.now += 2
+    output = steps[-1].output
+    assert output is not None
+    assert output.finish_reason == steps[-1].finish_reason == "deadline"
+    assert 0 < len(output.text) < len(whole.text)
+    assert whole.text.startswith(output.text)
+
+
+def test_a_batch_larger_than_the_queue_waits_its_turn() -> None:
+    narrow = llm(EngineConfig(max_requests=1, max_waiting=1))
+    outputs = narrow.generate_batch([[0, 1, n] for n in range(5)], PARAMS)
+    assert [output.finish_reason for output in outputs] == ["length"] * 5
+
+
+def test_a_stop_string_before_the_fault_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llm()
+    text = model.generate("ABC", PARAMS).text
+    step = model.engine.step
+
+    def failing(**given: Any) -> Any:
+        moved = step(**given)
+        for request in moved:
+            if len(request.completion) == 4:
+                request.fail(RequestFailedError("too late: nothing to do"))
+        return moved
+
+    monkeypatch.setattr(model.engine, "step", failing)
+    output = model.generate("ABC", PARAMS.model_copy(update={"stop": (text[3],)}))
+    assert (output.finish_reason, output.error) == ("stop", None)
