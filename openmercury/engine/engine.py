@@ -9,20 +9,18 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from openmercury.diffusion.sample import Sampling
 from openmercury.engine.config import EngineConfig
-from openmercury.engine.modes import Shape
 from openmercury.engine.pages import PagePool
 from openmercury.engine.params import SamplingParams
+from openmercury.engine.policy import AutoPolicy, Report
 from openmercury.engine.request import Request
 from openmercury.engine.runner import Pending, Progress, Runner
-from openmercury.engine.scheduler import Plan, Scheduler
+from openmercury.engine.scheduler import Decode, Plan, Scheduler
 from openmercury.engine.state import MAX_STOP_IDS, RUNNING, STOP
 from openmercury.errors import ContextOverflowError, EmptyPromptError, InputError, UnsupportedError
 from openmercury.model.transformer import Transformer
 
 WIDEST = 64  # positions a block may have, as SamplingParams.block_size says
-SAMPLINGS: tuple[Sampling, ...] = ("greedy", "sampled", "truncated")  # each also serves those before it
 
 
 class Engine:
@@ -39,8 +37,10 @@ class Engine:
         self.config = config or EngineConfig()
         self.runner = Runner(model, self.config, WIDEST)
         pool = PagePool(self.runner.pages, self.config.page_size, remember=self.config.prefix_cache)
-        self.scheduler = Scheduler(self.config, pool)
-        self.launched: list[tuple[list[Request], Pending]] = []
+        drafts = facts is not None and facts.adapter is not None
+        self.policy = AutoPolicy.of(self.config, "cuda" if self.runner.fused else "cpu", drafts=drafts)
+        self.scheduler = Scheduler(self.config, pool, self.policy)
+        self.launched: list[tuple[Decode, Pending]] = []
         self.overlap = self.runner.fused
 
     def request(self, prompt: Sequence[int], params: SamplingParams, eos: Sequence[int] | None = None) -> Request:
@@ -55,7 +55,7 @@ class Engine:
             raise ContextOverflowError(
                 f"the prompt has {len(prompt)} tokens and the context holds {config.max_context}: shorten the prompt"
             )
-        if params.mode != "ar" and (config.diffusion is None or config.diffusion.adapter is None):
+        if params.mode in ("verified", "diffusion") and (config.diffusion is None or config.diffusion.adapter is None):
             raise UnsupportedError(
                 f"this checkpoint has no diffusion adapter, so mode {params.mode} cannot run: use mode ar or train one"
             )
@@ -64,7 +64,9 @@ class Engine:
             params = params.model_copy(update={"max_tokens": room})
         facts = config.diffusion
         block = min(facts.block_size, self.config.block_limit) if facts is not None else 1
-        width = params.block_size or (self.config.draft_width if params.mode == "verified" else block)
+        drafted = self.config.draft_width if params.mode == "verified" else block
+        widest = max((shape.width for shape in self.policy.shapes), default=1)
+        width = widest if params.mode == "auto" else params.block_size or drafted
         ends = frozenset() if params.ignore_eos else frozenset(config.eos_ids if eos is None else eos)
         if len(ends) > MAX_STOP_IDS:
             raise InputError(f"there are {len(ends)} stop ids and room for {MAX_STOP_IDS}: give fewer")
@@ -94,14 +96,14 @@ class Engine:
             moved.extend(self._read(before))
             before.clear()
 
-        plan = self.scheduler.schedule(settle)
+        plan = self.scheduler.schedule(settle, watched=wait)
         self._prepare(plan)
         if plan.prefill:
             self.runner.prefill(plan.prefill)
             for request, start, length in plan.prefill:
                 request.written = start + length
-        for shape, requests in plan.decode:
-            self.launched.append((requests, self._launch(shape, requests)))
+        for decode in plan.decode:
+            self.launched.append((decode, self._launch(decode)))
         settle()
         if wait or not self.overlap:
             moved += self._read(self.launched)
@@ -168,19 +170,25 @@ class Engine:
         if grown:
             self.runner.set_pages(grown)
 
-    def _launch(self, shape: Shape, requests: list[Request]) -> Pending:
-        slots = [request.slot for request in requests if request.slot is not None]
-        sampling = max((request.sampling for request in requests), key=SAMPLINGS.index)
-        return self.runner.decode(shape, slots, sampling, self.config.steps_per_sync)
+    def _launch(self, decode: Decode) -> Pending:
+        slots = [request.slot for request in decode.requests if request.slot is not None]
+        for request in decode.requests:
+            request.launched += decode.most_committed
+        return self.runner.decode(decode.shape, slots, decode.sampling, decode.steps)
 
-    def _read(self, launched: list[tuple[list[Request], Pending]]) -> list[Request]:
-        """Take what launched forwards gave. One that ended meanwhile takes nothing more."""
+    def _read(self, launched: list[tuple[Decode, Pending]]) -> list[Request]:
+        """Take what launched forwards gave, and let the policy learn. One that ended meanwhile takes nothing more."""
         moved = []
-        for requests, pending in launched:
-            for request, progress in zip(requests, self.runner.results(pending), strict=True):
+        for decode, pending in launched:
+            tokens = forwards = 0
+            for request, progress in zip(decode.requests, self.runner.results(pending), strict=True):
+                request.launched -= decode.most_committed
                 if request.finish_reason is None:
+                    tokens, forwards = tokens + len(progress.tokens), forwards + progress.forwards - request.forwards
                     _take(request, progress)
                     moved.append(request)
+            report = Report(decode.steps, pending.seconds(), tokens, forwards)
+            self.policy.observe(decode.shape, len(decode.requests), decode.sampling, report)
         return moved
 
 

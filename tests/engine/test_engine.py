@@ -9,10 +9,13 @@ import torch
 from pydantic import ValidationError
 
 from openmercury.diffusion import reference
+from openmercury.diffusion.sample import Sampling
 from openmercury.diffusion.unmask import Policy
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
+from openmercury.engine.modes import Shape
 from openmercury.engine.params import SamplingParams
+from openmercury.engine.policy import AutoPolicy
 from openmercury.engine.request import Request
 from openmercury.engine.runner import edit_below, policy_fields
 from openmercury.errors import ContextOverflowError, EmptyPromptError, UnsupportedError
@@ -22,7 +25,7 @@ MODEL = tiny.network()
 
 
 def random_params(rng: random.Random) -> SamplingParams:
-    mode = rng.choice(["ar", "verified", "diffusion"])
+    mode = rng.choice(["ar", "verified", "diffusion", "auto", "auto"])
     policy: dict[str, object] = {}
     if mode == "diffusion":
         policy = rng.choice([{}, {"steps": 3}, {"entropy_bound": 1.0}, {"threshold": 0.2}])
@@ -38,6 +41,25 @@ def random_params(rng: random.Random) -> SamplingParams:
             **policy,
         }
     )
+
+
+class RandomPolicy(AutoPolicy):
+    """Picks shapes and steps by dice: `auto` may change both at any step without changing the text."""
+
+    def __init__(self, rng: random.Random) -> None:
+        wide = [Shape("verified", rng.randint(1, 6), rng.choice(["all", "last"])) for _ in range(3)]
+        super().__init__([Shape("ar", 1), *wide], "cpu", "auto")
+        self.rng = rng
+
+    def shape(self, rows: int, sampling: Sampling) -> Shape:
+        return self.rng.choice(self.shapes)
+
+    def steps(self, shape: Shape, rows: int, sampling: Sampling) -> int:
+        return self.rng.choice([1, 1, 3])
+
+
+def with_policy(engine: Engine, policy: AutoPolicy) -> None:
+    engine.policy = engine.scheduler.policy = policy
 
 
 def expected(request: Request) -> list[int]:
@@ -70,6 +92,8 @@ def random_schedule(seed: int) -> None:
     )
     engine = Engine(MODEL, config)
     engine.overlap = rng.random() < 0.5
+    if rng.random() < 0.7:
+        with_policy(engine, RandomPolicy(rng))
     common = [rng.randrange(63) for _ in range(6)]
     prompts = [
         common[: rng.choice([0, 6])] + [rng.randrange(63) for _ in range(rng.randint(1, 9))]
