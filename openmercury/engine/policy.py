@@ -27,7 +27,7 @@ from openmercury.engine.modes import Shape
 
 DECIDE_EVERY = 16  # visits of the host to the device from one choice to the next
 TRIAL_VISITS = 4
-STAY = 1.03  # how much better another shape must be
+STAY = 1.01  # how much better another shape must be
 OPTIMISM = 1.1  # a shape without times here may be this much better than predicted
 FORGET_VISITS = 4096  # after as many, a time not measured again is a prediction again
 VISIT_SECONDS, MOST_STEPS, FULL_ROWS = 0.004, 8, 16
@@ -94,55 +94,58 @@ class Acceptance:
 
     Text has stretches easy and hard to draft, so that full acceptance follows full acceptance: with one p for all of it
     "last" would come out an eighth too low. Reports hold sums over rows and forwards, from which one number can be
-    learned, the share of tokens in easy stretches; forwards per token are linear in it. With p as below it gives TPF
-    5.46 (7 "all"), 3.40 (3 "all") and 3.85 (5 "last") where HumanEval measured 5.37, 3.48 and 3.91.
-    What a shape then gains beyond the model is learned as a factor of its own, slowly.
+    learned, the share w of tokens in easy stretches: forwards per token are w ÷ easy + (1 − w) ÷ hard. With p as below
+    HumanEval's TPF comes out as 5.46 (7 "all"), 3.40 (3 "all") and 3.85 (5 "last"); measured are 5.37, 3.48 and 3.91.
+
+    What is left is a factor of each shape. Share and logarithms of factors are the state of a Kalman filter: the share
+    may be anything and drifts, back to the prior where nothing is seen of it; factors are near 1 and stay.
     """
 
     EASY, HARD, SHARE = 0.98, 0.6, 0.82
-    PRIOR_TOKENS, WINDOW = 300.0, 512  # the prior's weight in tokens; forwards after which evidence counts 1/e
-    PRIOR_FORWARDS, FACTOR_WINDOW = 200.0, 4000  # the same of factors, in forwards of rows
+    SHARE_SPREAD, FACTOR_SPREAD = 0.25, 0.06  # standard deviations of the state without evidence
+    SHARE_LASTS, FACTOR_LASTS = 16384, 65536  # forwards until a deviation has lost all but 1/e
+    # Standard deviation of what one row gains in one forward ÷ its mean: 0.6 alone, but a stretch lasts many forwards,
+    # and the share of all text is wanted, not that of the stretches rows are in.
+    GAIN_SPREAD = 2.0
 
-    def __init__(self) -> None:
-        unit = self._slope(Shape("verified", 7))
-        self.prior = np.array([self.SHARE * unit, unit]) * self.PRIOR_TOKENS
-        self.evidence = np.zeros(2)  # sums whose ratio is the share
-        self.gains: dict[Shape, NDArray[np.float64]] = {}  # tokens seen, tokens expected
+    def __init__(self, shapes: Sequence[Shape]) -> None:
+        self.drafted = [shape for shape in shapes if shape.mode == "verified"]
+        others = len(self.drafted)
+        self.prior = np.array([self.SHARE] + [0.0] * others)
+        self.decay = np.array([1 / self.SHARE_LASTS] + [1 / self.FACTOR_LASTS] * others)
+        self.widest = np.diag([self.SHARE_SPREAD**2] + [self.FACTOR_SPREAD**2] * others)
+        self.state, self.covariance = self.prior, self.widest
 
     @property
     def share(self) -> float:
         """Share of tokens in easy stretches."""
-        above, below = self.prior + self.evidence
-        return float(min(1.0, max(0.0, above / below)))
+        return min(1.0, max(0.0, float(self.state[0])))
 
     def tokens(self, shape: Shape) -> float:
-        """Tokens a row gains per forward."""
-        return self._factor(shape) * self._modelled(shape)
+        """Tokens a row gains per forward; of a shape that drafts, one of those given."""
+        if shape.mode != "verified":
+            return expected_tokens(shape, self.EASY)
+        easy, hard = (expected_tokens(shape, p) for p in (self.EASY, self.HARD))
+        factor = math.exp(self.state[1 + self.drafted.index(shape)])
+        return factor / (self.share / easy + (1 - self.share) / hard)
 
     def observe(self, shape: Shape, report: Report) -> None:
-        """Learn from forwards. Those of `ar` say nothing but make what was known older."""
-        self.evidence *= math.exp(-report.steps / self.WINDOW)
-        if shape.mode != "verified" or not report.forwards:
+        """Learn from forwards. Those of `ar` and of other shapes say nothing but make what was known older."""
+        kept = np.exp(-report.steps * self.decay)
+        self.state = self.prior + kept * (self.state - self.prior)
+        self.covariance = np.outer(kept, kept) * self.covariance + self.widest * (1 - kept**2)
+        if shape not in self.drafted or not report.forwards:
             return
-        factor, modelled = self._factor(shape), self._modelled(shape)
-        slowest = expected_tokens(shape, self.HARD) * factor
-        self.evidence += (report.tokens / slowest - report.forwards, report.tokens * self._slope(shape) / factor)
-        sums = self.gains.setdefault(shape, np.zeros(2))
-        sums *= math.exp(-report.forwards / self.FACTOR_WINDOW)
-        sums += (report.tokens, report.forwards * modelled)
-
-    def _slope(self, shape: Shape) -> float:
-        return 1 / expected_tokens(shape, self.HARD) - 1 / expected_tokens(shape, self.EASY)
-
-    def _modelled(self, shape: Shape) -> float:
+        index, each = 1 + self.drafted.index(shape), self.tokens(shape)
         easy, hard = (expected_tokens(shape, p) for p in (self.EASY, self.HARD))
-        return 1 / (self.share / easy + (1 - self.share) / hard)
-
-    def _factor(self, shape: Shape) -> float:
-        if shape not in self.gains:
-            return 1.0
-        tokens, expected = self.gains[shape] + self.PRIOR_FORWARDS * self._modelled(shape)
-        return float(tokens / expected)
+        gradient = np.zeros_like(self.state)
+        gradient[0] = each**2 * math.exp(-self.state[index]) * (1 / hard - 1 / easy)
+        gradient[index] = each
+        gradient *= report.forwards
+        moved = self.covariance @ gradient
+        gain = moved / (gradient @ moved + report.forwards * (self.GAIN_SPREAD * each) ** 2)
+        self.state = self.state + gain * (report.tokens - report.forwards * each)
+        self.covariance = self.covariance - np.outer(gain, moved)
 
 
 # --- seconds of a forward --------------------------------------------------------------------------------------------
@@ -243,7 +246,7 @@ class AutoPolicy:
 
     def __init__(self, shapes: Sequence[Shape], device: Literal["cpu", "cuda"], steps: int | Literal["auto"]) -> None:
         self.shapes, self.fixed_steps, self.trial_seconds = tuple(shapes), steps, PRIORS[device].trial
-        self.acceptance, self.costs = Acceptance(), Costs(PRIORS[device])
+        self.acceptance, self.costs = Acceptance(shapes), Costs(PRIORS[device])
         self.choices: dict[Load, Choice] = {}
 
     @classmethod
