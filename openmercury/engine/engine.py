@@ -65,7 +65,7 @@ class Engine:
         facts = config.diffusion
         block = min(facts.block_size, self.config.block_limit) if facts is not None else 1
         drafted = self.config.draft_width if params.mode == "verified" else block
-        widest = max((shape.width for shape in self.policy.shapes), default=1)
+        widest = max(shape.width for shape in self.policy.shapes)
         width = widest if params.mode == "auto" else params.block_size or drafted
         ends = frozenset() if params.ignore_eos else frozenset(config.eos_ids if eos is None else eos)
         if len(ends) > MAX_STOP_IDS:

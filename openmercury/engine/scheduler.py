@@ -112,7 +112,7 @@ class Scheduler:
             alike = [request for request in ready if request.mode == mode]
             if alike:
                 width = 1 if mode == "ar" else max(request.width for request in alike)
-                shaped[Shape(mode, width, self.config.draft_groups)] = alike
+                shaped[Shape(mode, width, self.config.draft_groups if mode == "verified" else "all")] = alike
         free = [request for request in ready if request.mode == "auto"]
         if free:
             shaped.setdefault(self.policy.shape(len(free), _sampling(free)), []).extend(free)
