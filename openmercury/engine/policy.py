@@ -248,6 +248,7 @@ class AutoPolicy:
         self.shapes, self.fixed_steps, self.trial_seconds = tuple(shapes), steps, PRIORS[device].trial
         self.acceptance, self.costs = Acceptance(shapes), Costs(PRIORS[device])
         self.choices: dict[Load, Choice] = {}
+        self.spacing: dict[tuple[Load, Shape], int] = {}
 
     @classmethod
     def of(cls, config: EngineConfig, device: Literal["cpu", "cuda"], *, drafts: bool) -> AutoPolicy:
@@ -265,13 +266,19 @@ class AutoPolicy:
         return choice.shape
 
     def steps(self, shape: Shape, rows: int, sampling: Sampling) -> int:
-        """Forwards before the host looks: with many rows enough to hide the host's own time, else one."""
+        """Forwards before the host looks: with many rows enough to hide the host's own time, else one.
+
+        Once chosen the number stays, since on CUDA each is a graph of its own.
+        """
         if self.fixed_steps != "auto":
             return self.fixed_steps
-        if rows < FULL_ROWS:
+        if rows < FULL_ROWS or not self.costs.timings:
             return 1
-        seconds = self.costs.seconds(Load.of(rows, sampling), [shape])[0]
-        return min(MOST_STEPS, math.ceil(VISIT_SECONDS / seconds))
+        load = Load.of(rows, sampling)
+        if (load, shape) not in self.spacing:
+            seconds = self.costs.seconds(load, [shape])[0]
+            self.spacing[load, shape] = min(MOST_STEPS, math.ceil(VISIT_SECONDS / seconds))
+        return self.spacing[load, shape]
 
     def observe(self, shape: Shape, rows: int, sampling: Sampling, report: Report) -> None:
         """Learn from forwards that were read."""

@@ -181,8 +181,13 @@ def test_text_that_turns_is_noticed() -> None:
 
 def test_steps_hide_the_host_only_in_a_crowd() -> None:
     policy = AutoPolicy(SHAPES, "cuda", "auto")
+    assert policy.steps(AR, 32, GREEDY) == 1  # nothing is known yet
+    policy.observe(AR, 1, GREEDY, Report(1, 1e-3, 1, 1))
     assert policy.steps(AR, 1, GREEDY) == 1
-    assert 1 < policy.steps(AR, 32, GREEDY) <= MOST_STEPS
+    before = policy.steps(AR, 32, GREEDY)
+    assert 1 < before <= MOST_STEPS
+    policy.observe(AR, 32, GREEDY, Report(1, 1e-1, 32, 32))
+    assert policy.steps(AR, 32, GREEDY) == before
     assert policy.steps(Shape("verified", 7), 128, GREEDY) == 1
     assert AutoPolicy(SHAPES, "cuda", 5).steps(AR, 1, GREEDY) == 5
 
