@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,7 +153,9 @@ class Acceptance:
 
 @dataclass
 class Timing:
-    """Running mean of a forward's seconds. A second far off was somebody else's, so none moves it by much."""
+    """Running mean of a forward's seconds. What is far off was another program's doing, so it counts as `FAR` off."""
+
+    FAR: ClassVar[float] = 1.25
 
     seconds: float
     count: int
@@ -165,7 +167,7 @@ class Timing:
         if self.count <= 3:  # the first forwards of a shape also set things up
             self.seconds = min(self.seconds, seconds)
         else:
-            clipped = min(max(seconds, self.seconds / 2), 2 * self.seconds)
+            clipped = min(max(seconds, self.seconds / self.FAR), self.FAR * self.seconds)
             self.seconds += max(1 / self.count, 0.05) * (clipped - self.seconds)
 
 

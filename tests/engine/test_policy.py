@@ -19,6 +19,7 @@ from openmercury.engine.policy import (
     AutoPolicy,
     Load,
     Report,
+    Timing,
     expected_tokens,
 )
 
@@ -190,6 +191,16 @@ def test_steps_hide_the_host_only_in_a_crowd() -> None:
     assert policy.steps(AR, 32, GREEDY) == before
     assert policy.steps(Shape("verified", 7), 128, GREEDY) == 1
     assert AutoPolicy(SHAPES, "cuda", 5).steps(AR, 1, GREEDY) == 5
+
+
+def test_another_program_beside_does_not_change_a_time_by_much() -> None:
+    rng, timing = random.Random(1), Timing(0.05, 1, 0)
+    for visit in range(500):
+        timing.add(0.05 * rng.gauss(1, 0.05) * (10 if rng.random() < 0.2 else 1), visit)
+    assert timing.seconds == pytest.approx(0.05, rel=0.12)
+    for visit in range(500):
+        timing.add(0.1, visit)
+    assert timing.seconds == pytest.approx(0.1, rel=0.02)
 
 
 def test_times_of_one_load_predict_another() -> None:
