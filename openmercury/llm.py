@@ -235,7 +235,7 @@ class LLM:
 
     def _draft(self, request: Request) -> tuple[DraftPiece, ...]:
         mask, ids = self.engine.runner.mask_id, self.engine.runner.drafts(request)
-        if request.params.mode == "verified":
+        if request.params.mode in ("verified", "auto"):
             return (DraftPiece(self.tokenizer.decode(ids), "draft"),) if ids else ()
         return tuple(
             DraftPiece("", "masked") if token == mask else DraftPiece(self.tokenizer.decode([token]), "draft")

@@ -18,7 +18,7 @@ from openmercury.cli.options import DECODING, MODEL, SHOWN, DtypeName, Settings,
 if TYPE_CHECKING:
     from openmercury.eval.speed import Speed
 
-MODES = ("ar", "verified", "diffusion")
+MODES = ("ar", "verified", "diffusion", "auto")
 HEADER = ("mode", "at once", "tok/s", "per request", "TPF", "first ms", "between ms p50/p95/p99", "× ar")
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MODEL, DECODING, SHOWN = "Model", "Decoding", "Output"
 
 # As in SamplingParams, whose import would cost the help page pydantic.
-ModeName = Literal["diffusion", "verified", "ar"]
+ModeName = Literal["auto", "diffusion", "verified", "ar"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float64"]
 
 
@@ -44,7 +44,9 @@ class Settings:
     ] = None
     device: Annotated[str, option("auto, cpu or cuda.", panel=MODEL)] = "auto"
     dtype: Annotated[DtypeName, option("Number format of the weights.", panel=MODEL)] = "auto"
-    mode: Annotated[ModeName, option("verified gives ar's text, in fewer forwards.", panel=DECODING)] = "verified"
+    mode: Annotated[
+        ModeName, option("verified gives ar's text in fewer forwards, auto in the fastest.", panel=DECODING)
+    ] = "verified"
     max_tokens: Annotated[int, option("Tokens to write at most.", panel=DECODING)] = 512
     temperature: Annotated[float, option("0 is greedy.", panel=DECODING)] = 0.0
     top_p: Annotated[float, option("Sample from this share of the probability.", panel=DECODING)] = 1.0

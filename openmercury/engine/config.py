@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -10,6 +11,14 @@ from openmercury.config import Frozen
 
 DEFAULT_THRESHOLD = 0.15
 DEFAULT_EDIT_BELOW = 1.0
+ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+Groups = Literal["all", "last"]
+
+
+def bucket(size: int, buckets: Sequence[int]) -> int:
+    """The smallest bucket that holds `size`, or `size` itself beyond them."""
+    return next((each for each in buckets if each >= size), size)
 
 
 class EngineConfig(Frozen):
@@ -23,13 +32,19 @@ class EngineConfig(Frozen):
     Prompts are read in chunks of up to `prefill_chunk` tokens, `prefill_tokens` positions a step, padding included.
 
     `cache_tokens` bounds the KV cache; None takes `cache_share` of the free GPU memory, or what 4 full contexts need
-    on a CPU, where untouched pages cost nothing. Requests are refused while `max_waiting` wait for
-    a slot (None: never). `steps_per_sync` forwards run before the host looks at the results:
-    more is faster in bulk, one shows tokens soonest.
+    on a CPU, where untouched pages cost nothing. Requests are refused while `max_waiting` wait for a slot (None:
+    never). `steps_per_sync` forwards run before the host looks at the results: more is faster in bulk, one shows tokens
+    soonest; "auto" takes more only where many rows' forwards are short.
+
+    `auto_drafts` are the widths and groups that mode `auto` chooses from, besides `ar`. On CUDA each costs a graph for
+    every number of rows where it is tried, so there are few: wide for one row, narrow for many.
     """
 
     draft_width: Annotated[int, Field(ge=1, le=64)] = 7
-    draft_groups: Literal["all", "last"] = "all"
+    draft_groups: Groups = "all"
+    auto_drafts: tuple[tuple[Annotated[int, Field(ge=1, le=64)], Groups], ...] = (
+        (3, "all"), (7, "all"), (11, "all"), (3, "last"), (5, "last"), (7, "last"),
+    )  # fmt: skip
     block_limit: Annotated[int, Field(ge=1, le=64)] = 64
     max_requests: Annotated[int, Field(ge=1)] = 128
     max_waiting: Annotated[int, Field(ge=0)] | None = None
@@ -40,7 +55,7 @@ class EngineConfig(Frozen):
     cache_tokens: Annotated[int, Field(ge=1)] | None = None
     cache_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
     prefix_cache: bool = True
-    steps_per_sync: Annotated[int, Field(ge=1)] = 1
+    steps_per_sync: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     graphs: bool = True
 
     @classmethod
@@ -51,5 +66,6 @@ class EngineConfig(Frozen):
         """
         if device == "cuda":
             return cls()
-        narrow = cls(draft_width=3, block_limit=8, max_requests=32, prefill_tokens=512)
+        drafts: tuple[tuple[int, Groups], ...] = ((3, "all"), (3, "last"), (5, "last"), (7, "last"))
+        narrow = cls(draft_width=3, block_limit=8, max_requests=32, prefill_tokens=512, auto_drafts=drafts)
         return narrow if dtype != "bfloat16" else narrow.model_copy(update={"draft_width": 5, "draft_groups": "last"})

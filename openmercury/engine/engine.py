@@ -15,14 +15,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from openmercury.diffusion.sample import Sampling
 from openmercury.engine.config import EngineConfig
-from openmercury.engine.modes import Shape
 from openmercury.engine.pages import PagePool
 from openmercury.engine.params import SamplingParams
+from openmercury.engine.policy import AutoPolicy, Report
 from openmercury.engine.request import Request
 from openmercury.engine.runner import Pending, Progress, Runner
-from openmercury.engine.scheduler import Plan, PrefillSpan, Scheduler
+from openmercury.engine.scheduler import Decode, Plan, PrefillSpan, Scheduler
 from openmercury.engine.state import FAILED, MAX_STOP_IDS, RUNNING, STOP
 from openmercury.errors import (
     ContextOverflowError,
@@ -36,7 +35,6 @@ from openmercury.model.transformer import Transformer
 T = TypeVar("T")
 
 WIDEST = 64  # positions a block may have, as SamplingParams.block_size says
-SAMPLINGS: tuple[Sampling, ...] = ("greedy", "sampled", "truncated")  # each also serves those before it
 
 
 class Engine:
@@ -53,8 +51,10 @@ class Engine:
         self.config = config or EngineConfig()
         self.runner = Runner(model, self.config, WIDEST)
         pool = PagePool(self.runner.pages, self.config.page_size, remember=self.config.prefix_cache)
-        self.scheduler = Scheduler(self.config, pool)
-        self.launched: list[tuple[list[Request], Pending]] = []
+        drafts = facts is not None and facts.adapter is not None
+        self.policy = AutoPolicy.of(self.config, "cuda" if self.runner.fused else "cpu", drafts=drafts)
+        self.scheduler = Scheduler(self.config, pool, self.policy)
+        self.launched: list[tuple[Decode, Pending]] = []
         self.overlap = self.runner.fused
         self.suspicions = itertools.count(1)
 
@@ -70,7 +70,7 @@ class Engine:
             raise ContextOverflowError(
                 f"the prompt has {len(prompt)} tokens and the context holds {config.max_context}: shorten the prompt"
             )
-        if params.mode != "ar" and (config.diffusion is None or config.diffusion.adapter is None):
+        if params.mode in ("verified", "diffusion") and (config.diffusion is None or config.diffusion.adapter is None):
             raise UnsupportedError(
                 f"this checkpoint has no diffusion adapter, so mode {params.mode} cannot run: use mode ar or train one"
             )
@@ -81,7 +81,9 @@ class Engine:
             params = params.model_copy(update={"max_tokens": room})
         facts = config.diffusion
         block = min(facts.block_size, self.config.block_limit) if facts is not None else 1
-        width = params.block_size or (self.config.draft_width if params.mode == "verified" else block)
+        drafted = self.config.draft_width if params.mode == "verified" else block
+        widest = max(shape.width for shape in self.policy.shapes)
+        width = widest if params.mode == "auto" else params.block_size or drafted
         ends = frozenset() if params.ignore_eos else frozenset(config.eos_ids if eos is None else eos)
         if len(ends) > MAX_STOP_IDS:
             raise InputError(f"there are {len(ends)} stop ids and room for {MAX_STOP_IDS}: give fewer")
@@ -110,13 +112,13 @@ class Engine:
             moved.extend(self._read(before))
             before.clear()
 
-        plan = self.scheduler.schedule(settle)
+        plan = self.scheduler.schedule(settle, watched=wait)
         self._prepare(plan)
         for spans in _apart(plan.prefill, lambda span: span.request):
             moved += self._prefill(spans)
-        for shape, requests in plan.decode:
-            for group in _apart(requests, lambda request: request):
-                moved += self._launch(shape, group, settle)
+        for decode in plan.decode:
+            for requests in _apart(decode.requests, lambda request: request):
+                moved += self._launch(decode._replace(requests=requests), settle)
         settle()
         if wait or not self.overlap:
             moved += self._read(self.launched)
@@ -197,18 +199,19 @@ class Engine:
             request.written = start + length
         return _trust(requests)
 
-    def _launch(self, shape: Shape, requests: list[Request], settle: Callable[[], None]) -> list[Request]:
-        """Launch a decoding forward of requests under the same suspicion; returns those that failed."""
-        slots = [request.slot for request in requests if request.slot is not None]
-        sampling = max((request.sampling for request in requests), key=SAMPLINGS.index)
+    def _launch(self, decode: Decode, settle: Callable[[], None]) -> list[Request]:
+        """Launch decoding forwards of requests under the same suspicion; returns those that failed."""
+        shape, requests, sampling, steps = decode
         shape = shape._replace(penalised=any(request.penalised for request in requests))
-        forwards = self.config.steps_per_sync
+        slots = [request.slot for request in requests if request.slot is not None]
         try:
-            pending, failed = self.runner.decode(shape, slots, sampling, forwards), _trust(requests)
+            pending, failed = self.runner.decode(shape, slots, sampling, steps), _trust(requests)
         except Exception as error:  # as above; the rows stand as after their last whole forward
             settle()  # then all that is not known here is what this call came to
-            pending, failed = self.runner.gained(shape, requests, forwards), self._suspect(requests, error)
-        self.launched.append((requests, pending))
+            pending, failed = self.runner.gained(shape, requests, steps), self._suspect(requests, error)
+        for request in requests:
+            request.launched += decode.most_committed
+        self.launched.append((decode, pending))
         return failed
 
     def _suspect(self, requests: list[Request], error: Exception) -> list[Request]:
@@ -225,14 +228,19 @@ class Engine:
                 request.suspects = number
         return []
 
-    def _read(self, launched: list[tuple[list[Request], Pending]]) -> list[Request]:
-        """Take what launched forwards gave. One that ended meanwhile takes nothing more."""
+    def _read(self, launched: list[tuple[Decode, Pending]]) -> list[Request]:
+        """Take what launched forwards gave, and let the policy learn. One that ended meanwhile takes nothing more."""
         moved = []
-        for requests, pending in launched:
-            for request, progress in zip(requests, self.runner.results(pending), strict=True):
+        for decode, pending in launched:
+            tokens = forwards = 0
+            for request, progress in zip(decode.requests, self.runner.results(pending), strict=True):
+                request.launched -= decode.most_committed
                 if request.finish_reason is None:
+                    tokens, forwards = tokens + len(progress.tokens), forwards + progress.forwards - request.forwards
                     _take(request, progress)
                     moved.append(request)
+            report = Report(decode.steps, pending.seconds(), tokens, forwards)
+            self.policy.observe(decode.shape, len(decode.requests), decode.sampling, report)
         return moved
 
 

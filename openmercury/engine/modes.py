@@ -14,7 +14,7 @@ position costs; in a graph the most there can be.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from openmercury.diffusion.sample import NO_TOKEN, Choice
 from openmercury.diffusion.unmask import accept
 from openmercury.diffusion.verify import accepted_length, standing_length
+from openmercury.engine.config import Groups
 from openmercury.engine.params import DecodeMode
 from openmercury.engine.state import RUNNING, Committed, Slots
 from openmercury.model.masks import CLEAN
@@ -34,13 +35,20 @@ class Shape(NamedTuple):
 
     mode: DecodeMode
     width: int
-    groups: Literal["all", "last"] = "all"
+    groups: Groups = "all"
     penalised: bool = False  # does any of them count what it has said?
 
     @property
     def most_committed(self) -> int:
         """Tokens a row can gain in one forward."""
         return self.width + 1 if self.mode == "verified" else self.width
+
+    @property
+    def positions(self) -> int:
+        """Positions of a row in a forward, at most."""
+        if self.mode != "verified":
+            return self.width
+        return (self.width + 1) ** 2 if self.groups == "all" else 2 * self.width + 1
 
     @property
     def most_columns(self) -> int:
@@ -64,7 +72,7 @@ class ForwardBatch(NamedTuple):
 def needed_columns(slots: Slots, rows: Tensor, shape: Shape) -> int:
     """The fewest clean columns that serve all rows now (waits for the device)."""
     if shape.mode == "verified":
-        return 1 + int(slots.ahead_count[rows].max())
+        return 1 + int(_drafts(slots, rows, shape).max())
     return shape.most_columns
 
 
@@ -85,6 +93,7 @@ def apply(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatch, choice:
     slots.forwards[rows] += active.long()
     if shape.mode == "ar":
         slots.written[rows] = slots.length[rows]
+        slots.ahead_count[rows] = 0  # drafts of an earlier forward in another mode
         slots.commit(rows, Committed(shaped.token_M, torch.ones_like(rows)))
     elif shape.mode == "verified":
         _apply_verified(slots, rows, shape, batch, shaped.token_M)
@@ -163,9 +172,14 @@ def _apply_diffusion(slots: Slots, rows: Tensor, shape: Shape, choice: Choice, m
     slots.ahead[rows, :k] = torch.where((shifted < room) & (moved != NO_TOKEN), moved, mask_id)
 
 
+def _drafts(slots: Slots, rows: Tensor, shape: Shape) -> Tensor:
+    """How many drafts to verify, [R]. There may be more than the shape holds, from a forward of a wider one."""
+    return slots.ahead_count[rows].clamp(max=shape.width)
+
+
 def _plan_verified(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_id: int) -> ForwardBatch:
     length, g = slots.length[rows], shape.width
-    drafts, count = columns - 1, slots.ahead_count[rows]
+    drafts, count = columns - 1, _drafts(slots, rows, shape)
     ids, position, end, group = _clean(slots, rows, length - 1, count + 1, columns)
     ids = torch.cat((ids[:, :1], slots.ahead[rows, :drafts]), dim=1)
     if shape.groups == "all":
@@ -191,7 +205,7 @@ def _apply_verified(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatc
     g = shape.width
     groups = token_RM.shape[1] // (g + 1) if shape.groups == "all" else 1
     columns = token_RM.shape[1] - groups * g
-    length, count = slots.length[rows], slots.ahead_count[rows]
+    length, count = slots.length[rows], _drafts(slots, rows, shape)
     drafts = slots.ahead[rows, : columns - 1]
     index = torch.arange(columns - 1, device=rows.device)
     kept = accepted_length(torch.where(index < count[:, None], drafts, -1), token_RM[:, : columns - 1])

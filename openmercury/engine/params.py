@@ -9,11 +9,13 @@ from pydantic import Field, model_validator
 from openmercury.config import Frozen
 
 DecodeMode = Literal["diffusion", "verified", "ar"]
-Mode = DecodeMode
+Mode = DecodeMode | Literal["auto"]
 
 
 class SamplingParams(Frozen):
     """Per-request settings; every field is honoured in every mode it applies to, or refused.
+
+    Mode `auto` writes the text of `ar` in whatever forwards are fastest under the load at hand.
 
     `threshold`, `steps` and `entropy_bound` choose the unmask policy of `diffusion` (the default is the confidence
     threshold). `edit_below`: a settled token is replaced when the clean side finds it less than this many times as
@@ -51,6 +53,6 @@ class SamplingParams(Frozen):
             chosen.append("edit_below")
         if chosen and self.mode != "diffusion":
             raise ValueError(f"{chosen[0]} only acts in mode diffusion: drop it or set mode=diffusion")
-        if self.block_size is not None and self.mode == "ar":
+        if self.block_size is not None and self.mode in ("ar", "auto"):
             raise ValueError("block_size only acts in modes diffusion and verified: drop it or change the mode")
         return self

@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from openmercury.diffusion.sample import Sampling
-from openmercury.engine.params import DecodeMode, SamplingParams
+from openmercury.engine.params import Mode, SamplingParams
 from openmercury.errors import OpenMercuryError
 
 FinishReason = Literal["stop", "length", "deadline", "abort", "error"]  # error: `Request.error` says which
@@ -37,6 +37,7 @@ class Request:
     pages: list[int] = field(default_factory=list)
     written: int = 0
     prefill_end: int = 0  # where prefill stops: one less than the text at admission
+    launched: int = 0  # tokens that forwards under way may commit at most
     ahead: Tensor | None = None  # the active block of a preempted request
 
     def __post_init__(self) -> None:
@@ -53,7 +54,7 @@ class Request:
         return len(self.prompt) + self.params.max_tokens
 
     @property
-    def mode(self) -> DecodeMode:
+    def mode(self) -> Mode:
         """How it is decoded."""
         return self.params.mode
 

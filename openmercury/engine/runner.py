@@ -6,6 +6,7 @@ number of rows, and replayed as one graph; results are read when the host asks f
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -16,7 +17,7 @@ from torch import Tensor
 from openmercury.diffusion.sample import NO_TOKEN, Choice, Penalties, RowParams, Sampling, choose, penalise
 from openmercury.engine import modes
 from openmercury.engine.cache import GatherAttend, PagedCache, slots_of
-from openmercury.engine.config import DEFAULT_EDIT_BELOW, DEFAULT_THRESHOLD, EngineConfig
+from openmercury.engine.config import DEFAULT_EDIT_BELOW, DEFAULT_THRESHOLD, ROW_BUCKETS, EngineConfig, bucket
 from openmercury.engine.modes import ForwardBatch, Shape
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 CHUNK_BUCKETS = (32, 64, 128, 256, 512, 1024)
 CAPTURED_PREFILL = 2048  # positions up to which launches, not arithmetic, bound the reading of prompts
 CPU_CONTEXTS = 4  # full contexts the cache of a CPU has room for
@@ -53,6 +53,13 @@ class Pending:
     packed: Tensor
     begin: torch.cuda.Event | None
     ready: torch.cuda.Event | None
+    host_seconds: float | None = None  # of the call; None where a graph was captured, or no forward ran
+
+    def seconds(self) -> float | None:
+        """What the forwards took, once results are there; None where that says nothing of the next ones."""
+        if self.host_seconds is None or self.begin is None or self.ready is None:
+            return self.host_seconds
+        return float(self.begin.elapsed_time(self.ready)) / 1e3
 
 
 @dataclass
@@ -63,10 +70,6 @@ class Captured:
     inputs: Tensor
     result: Any
     given: Sequence[tuple[int | None, ...]] | None = None
-
-
-def _bucket(size: int, buckets: Sequence[int]) -> int:
-    return next((bucket for bucket in buckets if bucket >= size), size)
 
 
 def policy_fields(params: SamplingParams, width: int) -> tuple[float, int, float]:
@@ -201,7 +204,11 @@ class Runner:
         if request.slot is None:
             return []
         room = max(0, request.limit - len(request.tokens))
-        count = int(self.slots.ahead_count[request.slot]) if request.mode == "verified" else min(request.width, room)
+        count = (
+            int(self.slots.ahead_count[request.slot])
+            if request.mode in ("verified", "auto")
+            else min(request.width, room)
+        )
         ids: list[int] = self.slots.ahead[request.slot, :count].tolist()
         return ids
 
@@ -213,7 +220,7 @@ class Runner:
         given = [(span.request.slot, span.start, span.length) for span in spans]
         columns = max(span.length for span in spans)
         if self.fused and self.config.graphs and columns * len(spans) <= CAPTURED_PREFILL:
-            columns, size = _bucket(columns, CHUNK_BUCKETS), _bucket(len(spans), ROW_BUCKETS)
+            columns, size = bucket(columns, CHUNK_BUCKETS), bucket(len(spans), ROW_BUCKETS)
             # Padding writes the first token of slot 0, which nobody reads.
             self._replay(("prefill", columns, size), given + [(0, 0, 0)] * (size - len(spans)), self._prefill(columns))
         else:
@@ -233,16 +240,19 @@ class Runner:
     @torch.inference_mode()
     def decode(self, shape: Shape, slots: Sequence[int], sampling: Sampling, forwards: int = 1) -> Pending:
         """Run `forwards` decoding forwards of some slots; on CUDA they go on while the host does other things."""
-        most = shape.most_committed * forwards
+        most, graphs, start = shape.most_committed * forwards, len(self.graphs), time.perf_counter()
         begin = self._now()
         if self.fused and self.config.graphs:
-            size = _bucket(len(slots), ROW_BUCKETS)
+            size = bucket(len(slots), ROW_BUCKETS)
             padded = [(slot,) for slot in slots] + [(0,)] * (size - len(slots))
             packed = self._replay((shape, sampling, size, forwards), padded, self._decode(shape, sampling, forwards))
         else:
             packed = self._decode(shape, sampling, forwards)(self._tensor(list(slots)))
         assert packed.shape[1] == 4 + most
-        return self._fetch(packed[: len(slots)], begin)
+        pending = self._fetch(packed[: len(slots)], begin)
+        if len(self.graphs) == graphs:
+            pending.host_seconds = time.perf_counter() - start
+        return pending
 
     @torch.inference_mode()
     def gained(self, shape: Shape, requests: Sequence[Request], forwards: int) -> Pending:

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from openmercury.diffusion.sample import Sampling
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.modes import Shape
 from openmercury.engine.pages import PagePool
+from openmercury.engine.policy import AutoPolicy
 from openmercury.engine.request import Request
 from openmercury.errors import ContextOverflowError, QueueFullError
 
@@ -24,22 +26,39 @@ class PrefillSpan(NamedTuple):
     length: int
 
 
+class Decode(NamedTuple):
+    """`steps` forwards of requests that share a shape; `sampling` serves them all."""
+
+    shape: Shape
+    requests: list[Request]
+    sampling: Sampling
+    steps: int
+
+    @property
+    def most_committed(self) -> int:
+        """Tokens a request can gain."""
+        return self.shape.most_committed * self.steps
+
+
 @dataclass
 class Plan:
     """One step: what to prefill, then who decodes, and how the device's rows change before."""
 
     prefill: list[PrefillSpan] = field(default_factory=list)
-    decode: list[tuple[Shape, list[Request]]] = field(default_factory=list)
+    decode: list[Decode] = field(default_factory=list)
     admitted: list[Request] = field(default_factory=list)
     preempted: list[tuple[Request, int]] = field(default_factory=list)  # with the slot each had
     paged: list[Request] = field(default_factory=list)  # their page tables grew
 
 
+SAMPLINGS: tuple[Sampling, ...] = ("greedy", "sampled", "truncated")  # each also serves those before it
+
+
 class Scheduler:
     """Waiting and running requests, slots and pages."""
 
-    def __init__(self, config: EngineConfig, pool: PagePool) -> None:
-        self.config, self.pool = config, pool
+    def __init__(self, config: EngineConfig, pool: PagePool, policy: AutoPolicy) -> None:
+        self.config, self.pool, self.policy = config, pool, policy
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of admission
         self.free_slots = list(range(config.max_requests, 0, -1))
@@ -71,23 +90,23 @@ class Scheduler:
             request.expires = time.monotonic() + request.params.deadline
         self.waiting.append(request)
 
-    def schedule(self, settle: Callable[[], None] = lambda: None) -> Plan:
+    def schedule(self, settle: Callable[[], None] = lambda: None, *, watched: bool = False) -> Plan:
         """The next step. Finished requests must have been released before.
 
         `settle` brings all requests up to date with forwards still under way; it is called before one is preempted.
+        Where somebody has `watched`, every forward is to be read.
         """
         plan = Plan()
         self._admit(plan)
         self._plan_prefill(plan)
-        ready = [request for request in self.running if not request.unwritten]
-        for request in ready:
-            self._grow(request, plan, settle)
-        ready = [request for request in ready if request.slot is not None]
-        for mode in ("ar", "verified", "diffusion"):
-            group = [request for request in ready if request.mode == mode]
-            if group:
-                width = 1 if mode == "ar" else max(request.width for request in group)
-                plan.decode.append((Shape(mode, width, self.config.draft_groups), group))
+        for decode in self._shaped([request for request in self.running if not request.unwritten], watched):
+            for request in decode.requests:
+                self._grow(request, decode.most_committed, plan, settle)
+            plan.decode.append(decode)
+        # Growth may have preempted some, also of a shape that came before.
+        for decode in plan.decode:
+            decode.requests[:] = [request for request in decode.requests if request.slot is not None]
+        plan.decode = [decode for decode in plan.decode if decode.requests]
         return plan
 
     def release(self, request: Request) -> None:
@@ -102,6 +121,22 @@ class Scheduler:
         self.free_slots.append(request.slot)
         self.running.remove(request)
         request.pages, request.slot, request.written = [], None, 0
+
+    def _shaped(self, ready: list[Request], watched: bool) -> list[Decode]:
+        """Requests by the shape of their next forwards."""
+        shaped: dict[Shape, list[Request]] = {}
+        for mode in ("ar", "verified", "diffusion"):
+            alike = [request for request in ready if request.mode == mode]
+            if alike:
+                width = 1 if mode == "ar" else max(request.width for request in alike)
+                shaped[Shape(mode, width, self.config.draft_groups if mode == "verified" else "all")] = alike
+        free = [request for request in ready if request.mode == "auto"]
+        if free:
+            shaped.setdefault(self.policy.shape(len(free), _sampling(free)), []).extend(free)
+        return [
+            Decode(shape, alike, kind := _sampling(alike), 1 if watched else self.policy.steps(shape, len(alike), kind))
+            for shape, alike in shaped.items()
+        ]
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.pool.size)
@@ -134,13 +169,11 @@ class Scheduler:
             longest = max(longest, count)
             plan.prefill.append(PrefillSpan(request, request.written, count))
 
-    def _grow(self, request: Request, plan: Plan, settle: Callable[[], None]) -> None:
+    def _grow(self, request: Request, gain: int, plan: Plan, settle: Callable[[], None]) -> None:
         """Pages for all that the forwards under way and the coming ones may write; the youngest requests give way."""
         if request.slot is None:
             return
-        gain = Shape(request.mode, request.width).most_committed
-        ahead = request.width if request.mode == "verified" else 0
-        reach = min(request.limit, len(request.tokens) + 2 * gain * self.config.steps_per_sync + ahead)
+        reach = min(request.limit, len(request.tokens) + request.launched + gain)
         missing = self._pages_for(reach) - len(request.pages)
         if missing <= 0:
             return
@@ -160,3 +193,8 @@ class Scheduler:
                 return
         request.pages += taken
         plan.paged.append(request)
+
+
+def _sampling(requests: list[Request]) -> Sampling:
+    """What choosing tokens needs so that it serves all of them."""
+    return max((request.sampling for request in requests), key=SAMPLINGS.index)

@@ -108,7 +108,8 @@ def random_slots(rng: random.Random, rows: int, width: int) -> Slots:
         slots.seen[r] = length
         slots.done[r] = rng.choice([0, 0, 0, 0, 1])
         slots.width[r] = rng.randint(1, width)
-        slots.ahead_count[r] = rng.randint(0, min(width, int(slots.limit[r]) - length))
+        # There may be more drafts than the shape holds: `auto` narrows it at any step.
+        slots.ahead_count[r] = rng.randint(0, min(width + 2, int(slots.limit[r]) - length))
         slots.ahead[r] = torch.randint(0, tiny.MASK, (8,), device=DEVICE)
         slots.ahead[r][torch.rand(8, device=DEVICE) < 0.5] = tiny.MASK
         slots.threshold[r], slots.edit_below[r] = rng.choice([(0.3, 1.0), (0.05, 0.2), (2.0, 0.0)])
@@ -176,8 +177,7 @@ def plans_and_applies(seed: int) -> None:
         active = row[other.forwards[row] > 0]
         torch.testing.assert_close(other.forwards, slots.forwards)
         for name in ("length", "done", "ahead_count", "written"):
-            if name != "ahead_count" or shape.mode == "verified":
-                torch.testing.assert_close(getattr(other, name)[active], getattr(slots, name)[active], msg=name)
+            torch.testing.assert_close(getattr(other, name)[active], getattr(slots, name)[active], msg=name)
         going = row[slots.done[row] == RUNNING]
         known = (
             torch.arange(width, device=DEVICE) < slots.ahead_count[going, None]

@@ -236,7 +236,7 @@ def test_a_crash_fails_all_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     streams = [served.submit([5, 6, n], ENDLESS) for n in range(3)]
     until(lambda: streams[0]._mailbox.request.completion)
 
-    def crash(*_: Any) -> Any:
+    def crash(*_: Any, **__: Any) -> Any:
         raise SystemError("the device is gone")
 
     monkeypatch.setattr(served.engine.scheduler, "schedule", crash)

@@ -15,8 +15,9 @@ from openmercury.diffusion.sample import Sampling
 from openmercury.diffusion.unmask import Policy
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
-from openmercury.engine.modes import Shape
+from openmercury.engine.modes import Shape, needed_columns
 from openmercury.engine.params import SamplingParams
+from openmercury.engine.policy import AutoPolicy
 from openmercury.engine.request import Request
 from openmercury.engine.runner import Pending, edit_below, policy_fields
 from openmercury.errors import ContextOverflowError, EmptyPromptError, InputError, RequestFailedError, UnsupportedError
@@ -28,7 +29,7 @@ MODEL.embedding.weight[POISON] = torch.nan
 
 
 def random_params(rng: random.Random) -> SamplingParams:
-    mode = rng.choice(["ar", "verified", "diffusion"])
+    mode = rng.choice(["ar", "verified", "diffusion", "auto", "auto"])
     policy: dict[str, object] = {}
     if mode == "diffusion":
         policy = rng.choice([{}, {"steps": 3}, {"entropy_bound": 1.0}, {"threshold": 0.2}])
@@ -48,6 +49,36 @@ def random_params(rng: random.Random) -> SamplingParams:
             **policy,
         }
     )
+
+
+class RandomPolicy(AutoPolicy):
+    """Picks shapes and steps by dice: `auto` may change both at any step without changing the text."""
+
+    def __init__(self, rng: random.Random) -> None:
+        wide = [Shape("verified", rng.randint(1, 6), rng.choice(["all", "last"])) for _ in range(3)]
+        super().__init__([Shape("ar", 1), *wide], "cpu", "auto")
+        self.rng = rng
+
+    def shape(self, rows: int, sampling: Sampling) -> Shape:
+        return self.rng.choice(self.shapes)
+
+    def steps(self, shape: Shape, rows: int, sampling: Sampling) -> int:
+        return self.rng.choice([1, 1, 3])
+
+
+def with_policy(engine: Engine, policy: AutoPolicy) -> None:
+    engine.policy = engine.scheduler.policy = policy
+
+
+class ScriptedPolicy(AutoPolicy):
+    """Takes one shape after the other."""
+
+    def __init__(self, *shapes: Shape) -> None:
+        super().__init__(shapes, "cpu", 1)
+        self.coming = list(shapes)
+
+    def shape(self, rows: int, sampling: Sampling) -> Shape:
+        return self.coming.pop(0)
 
 
 def expected(request: Request) -> list[int]:
@@ -113,6 +144,8 @@ def random_schedule(seed: int) -> None:
     )
     engine = Engine(MODEL, config)
     engine.overlap = rng.random() < 0.5
+    if rng.random() < 0.7:
+        with_policy(engine, RandomPolicy(rng))
     common = [rng.randrange(63) for _ in range(6)]
     prompts = [
         common[: rng.choice([0, 6])] + [rng.randrange(63) for _ in range(rng.randint(1, 9))]
@@ -175,6 +208,44 @@ def test_verified_samples_the_text_of_ar() -> None:
         assert texts[0] == texts[1]
 
 
+def test_auto_keeps_only_the_drafts_that_the_next_forward_can_verify() -> None:
+    wide, narrow, ar = Shape("verified", 6), Shape("verified", 2, "last"), Shape("ar", 1)
+    engine = Engine(MODEL)
+    with_policy(engine, ScriptedPolicy(wide, narrow, wide, ar, narrow))
+    request = engine.request([5, 6, 7], SamplingParams(mode="auto", max_tokens=60, ignore_eos=True))
+    engine.submit(request)
+    engine.step()  # reads the prompt
+    engine.step()
+    assert request.slot is not None
+    rows = torch.tensor([request.slot])
+    assert len(engine.runner.drafts(request)) == 6
+    assert needed_columns(engine.runner.slots, rows, narrow) == 3
+    for _ in range(3):
+        engine.step()
+    assert engine.runner.drafts(request) == []  # they were made for an older end of the text
+    assert needed_columns(engine.runner.slots, rows, narrow) == 1
+    engine.step()
+    assert len(engine.runner.drafts(request)) == 2
+
+
+@pytest.mark.parametrize("mode", ["ar", "verified", "auto"])
+def test_forwards_under_way_have_pages(mode: str) -> None:
+    """Launches that run ahead of what the host has read write no token beyond the pages."""
+    engine = Engine(MODEL, EngineConfig(page_size=1, steps_per_sync=3, prefix_cache=False))
+    engine.overlap = True
+    params = SamplingParams.model_validate({"mode": mode, "max_tokens": 25, "ignore_eos": True})
+    request = engine.request([5, 6, 7], params)
+    list(engine.generate([request]))
+    assert request.completion == reference.generate_ar(MODEL, request.prompt, 25, set(), reference.Sampling())
+
+
+def test_auto_without_an_adapter_is_ar() -> None:
+    engine = Engine(tiny.network(of=tiny.config(adapter=False)))
+    request = engine.request([5, 6, 7], SamplingParams(mode="auto", max_tokens=9, ignore_eos=True))
+    list(engine.generate([request]))
+    assert request.forwards == len(request.completion) == 9
+
+
 def test_diffusion_that_lets_only_equal_tokens_stand_is_ar() -> None:
     engine = Engine(MODEL)
     for threshold in (0.02, 0.5):
@@ -219,7 +290,13 @@ def test_bad_requests() -> None:
 
 
 def test_params_refuse_what_nobody_reads() -> None:
-    for wrong in ({"mode": "ar", "steps": 4}, {"mode": "diffusion", "steps": 4, "threshold": 0.5}, {"max_tokens": 0}):
+    for wrong in (
+        {"mode": "ar", "steps": 4},
+        {"mode": "auto", "threshold": 0.5},
+        {"mode": "auto", "block_size": 4},
+        {"mode": "diffusion", "steps": 4, "threshold": 0.5},
+        {"max_tokens": 0},
+    ):
         with pytest.raises(ValidationError):
             SamplingParams.model_validate(wrong)
 

@@ -7,6 +7,7 @@ import torch
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.pages import PagePool
 from openmercury.engine.params import SamplingParams
+from openmercury.engine.policy import AutoPolicy
 from openmercury.engine.request import Request
 from openmercury.engine.scheduler import Scheduler
 
@@ -17,7 +18,8 @@ def request(tokens: int) -> Request:
 
 def test_a_request_that_gives_way_before_it_ran_keeps_its_block() -> None:
     """It goes back as it came: what its slot holds belongs to the request before it."""
-    scheduler = Scheduler(EngineConfig(page_size=4, max_requests=2), PagePool(4, 4, remember=False))
+    config = EngineConfig(page_size=4, max_requests=2)
+    scheduler = Scheduler(config, PagePool(4, 4, remember=False), AutoPolicy.of(config, "cpu", drafts=True))
     first, second = request(4), request(4)
     scheduler.submit(first)
     scheduler.schedule()
@@ -47,7 +49,8 @@ def test_a_page_is_known_by_all_the_text_up_to_its_end() -> None:
 
 def test_what_gave_no_token_is_not_remembered() -> None:
     """A prompt may have turned the cache into NaN: only what a token came out of is shared."""
-    scheduler = Scheduler(EngineConfig(page_size=2, max_requests=2), PagePool(20, 2))
+    config = EngineConfig(page_size=2, max_requests=2)
+    scheduler = Scheduler(config, PagePool(20, 2), AutoPolicy.of(config, "cpu", drafts=True))
     for gained, known in ((0, 0), (1, 2)):
         one = request(5)
         scheduler.submit(one)

@@ -67,7 +67,7 @@ def _plan_kernel(
         own = CLEAN
         until = where + 1
     elif KIND == 1:  # VERIFIED
-        drafts = tl.load(ahead_count + s)
+        drafts = tl.minimum(tl.load(ahead_count + s), WIDTH)
         room = tl.load(limit + s) - long
         if c <= WIDTH:
             where = long - 1 + c
@@ -154,7 +154,7 @@ def _accept_kernel(
     r = tl.program_id(0)
     s = tl.load(rows + r)
     c, i = tl.arange(0, C_PAD), tl.arange(0, G_PAD)
-    drafts = tl.load(ahead_count + s)
+    drafts = tl.minimum(tl.load(ahead_count + s), WIDTH)
     draft = tl.load(ahead + s * ahead_stride + c, mask=c < WIDTH, other=0)
     chosen = tl.load(token + r * (WIDTH + 1) + c, mask=c < WIDTH, other=0)
     stand = tl.min(tl.where((c < drafts) & (draft == chosen), C_PAD, c), 0)
@@ -175,7 +175,11 @@ def _apply_verified_kernel(
     r = tl.program_id(0)
     s = tl.load(rows + r)
     c, i = tl.arange(0, C_PAD), tl.arange(0, G_PAD)
-    drafts, long, active = tl.load(ahead_count + s), tl.load(length + s), tl.load(done + s) == RUNNING
+    drafts, long, active = (
+        tl.minimum(tl.load(ahead_count + s), WIDTH),
+        tl.load(length + s),
+        tl.load(done + s) == RUNNING,
+    )
     draft = tl.load(ahead + s * ahead_stride + c, mask=c < WIDTH, other=0)
     chosen = tl.load(token + r * token_stride + c, mask=c <= WIDTH, other=0)
     kept = tl.min(tl.where((c < drafts) & (draft == chosen), C_PAD, c), 0).to(tl.int64)
