@@ -18,10 +18,11 @@ from openmercury.engine.request import Request
 from openmercury.engine.runner import Pending, Progress, Runner
 from openmercury.engine.scheduler import Plan, Scheduler
 from openmercury.engine.state import MAX_STOP_IDS, RUNNING, STOP
+from openmercury.engine.stats import EngineStats, timed_host
 from openmercury.errors import ContextOverflowError, EmptyPromptError, InputError, UnsupportedError
 from openmercury.model.transformer import Transformer
 
-WIDEST = 64  # positions a block may have, as SamplingParams.block_size says
+WIDEST = 128  # positions a block may have: requests ask for up to 64, `probe` for more
 SAMPLINGS: tuple[Sampling, ...] = ("greedy", "sampled", "truncated")  # each also serves those before it
 
 
@@ -42,6 +43,7 @@ class Engine:
         self.scheduler = Scheduler(self.config, pool)
         self.launched: list[tuple[list[Request], Pending]] = []
         self.overlap = self.runner.fused
+        self.stats: EngineStats | None = None
 
     def request(self, prompt: Sequence[int], params: SamplingParams, eos: Sequence[int] | None = None) -> Request:
         """Check a prompt against the checkpoint; raises InputError or UnsupportedError with the remedy.
@@ -74,6 +76,12 @@ class Engine:
         """Queue a request; raises ContextOverflowError when its text could never fit into the cache."""
         self.scheduler.submit(request)
 
+    def record(self) -> EngineStats:
+        """Time all parts of the work from now on."""
+        self.stats = EngineStats(self.runner.device, self.runner.replay_apart)
+        self.runner.record(self.stats)
+        return self.stats
+
     @property
     def busy(self) -> bool:
         """Is anything waiting or running?"""
@@ -86,7 +94,6 @@ class Engine:
         the device never waits for the host; a request that has ended takes part in one more forward, to no effect.
         `wait` reads this step's, too.
         """
-        self._drop_ended()
         moved: list[Request] = []
         before, self.launched = self.launched, []
 
@@ -94,14 +101,20 @@ class Engine:
             moved.extend(self._read(before))
             before.clear()
 
-        plan = self.scheduler.schedule(settle)
-        self._prepare(plan)
-        if plan.prefill:
-            self.runner.prefill(plan.prefill)
-            for request, start, length in plan.prefill:
-                request.written = start + length
-        for shape, requests in plan.decode:
-            self.launched.append((requests, self._launch(shape, requests)))
+        with timed_host(self.stats, "schedule"):
+            self._drop_ended()
+            plan = self.scheduler.schedule(settle)
+            self._prepare(plan)
+        if self.stats is not None:
+            pool = self.scheduler.pool
+            self.stats.pages(pool.capacity - pool.available, pool.capacity)
+        with timed_host(self.stats, "launch"):
+            if plan.prefill:
+                self.runner.prefill(plan.prefill)
+                for request, start, length in plan.prefill:
+                    request.written = start + length
+            for shape, requests in plan.decode:
+                self.launched.append((requests, self._launch(shape, requests)))
         settle()
         if wait or not self.overlap:
             moved += self._read(self.launched)
@@ -109,22 +122,34 @@ class Engine:
         return moved
 
     def generate(
-        self, requests: list[Request], *, wait: bool = False, concurrency: int | None = None
+        self,
+        requests: list[Request],
+        *,
+        wait: bool = False,
+        concurrency: int | None = None,
+        arrivals: Sequence[float] | None = None,
     ) -> Iterator[list[Request]]:
         """Submit these and step until all are finished; yields those that went on, after each step with any.
 
-        With `concurrency` that many are submitted, and one more whenever one finishes (a closed loop). A caller ends a
-        request early by setting its `finish_reason`. Leaving the loop ends all of them.
+        With `concurrency` that many are submitted, and one more whenever one finishes (a closed loop). With `arrivals`
+        each is submitted that many seconds after the start, in ascending order, whatever is under way (an open loop).
+        A caller ends a request early by setting its `finish_reason`. Leaving the loop ends all of them.
         """
-        coming, submitted = deque(requests), list[Request]()
+        coming, submitted = deque(zip(arrivals or [0.0] * len(requests), requests, strict=True)), list[Request]()
+        begin = time.monotonic()
         try:
             while coming or submitted:
+                if coming and not submitted:
+                    time.sleep(max(0.0, begin + coming[0][0] - time.monotonic()))
                 while coming and (concurrency is None or len(submitted) < concurrency):
-                    submitted.append(coming.popleft())
+                    if begin + coming[0][0] > time.monotonic():
+                        break
+                    submitted.append(coming.popleft()[1])
                     self.submit(submitted[-1])
                 moved = self.step(wait=wait)
                 if moved:
-                    yield moved
+                    with timed_host(self.stats, "text"):
+                        yield moved
                 submitted = [request for request in submitted if request.finish_reason is None]
         finally:
             for request in requests:
@@ -176,11 +201,12 @@ class Engine:
     def _read(self, launched: list[tuple[list[Request], Pending]]) -> list[Request]:
         """Take what launched forwards gave. One that ended meanwhile takes nothing more."""
         moved = []
-        for requests, pending in launched:
-            for request, progress in zip(requests, self.runner.results(pending), strict=True):
-                if request.finish_reason is None:
-                    _take(request, progress)
-                    moved.append(request)
+        with timed_host(self.stats, "read"):
+            for requests, pending in launched:
+                for request, progress in zip(requests, self.runner.results(pending), strict=True):
+                    if request.finish_reason is None:
+                        _take(request, progress)
+                        moved.append(request)
         return moved
 
 

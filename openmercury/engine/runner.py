@@ -22,6 +22,7 @@ from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
 from openmercury.engine.scheduler import PrefillSpan
 from openmercury.engine.state import LENGTH, MAX_STOP_IDS, NO_TOKEN, Slots
+from openmercury.engine.stats import EngineStats, timed_head, timed_host, timed_step
 from openmercury.model.masks import CLEAN
 from openmercury.model.transformer import Attend, Transformer
 
@@ -58,6 +59,7 @@ class Pending:
 class Captured:
     """A step as a CUDA graph, with what it reads ([inputs, rows], last `given`) and what it returns."""
 
+    step: Callable[..., Any]
     graph: torch.cuda.CUDAGraph
     inputs: Tensor
     result: Any
@@ -98,6 +100,7 @@ class Runner:
         self.cache = PagedCache(model.config, self.pages, config.page_size, dtype=self.dtype, device=self.device)
         self.graphs: dict[Hashable, Captured] = {}
         self.cuda: CudaForward | None = None
+        self.stats: EngineStats | None = None
         if (
             self.fused and self.dtype == torch.bfloat16
         ):  # exact float32 products are slow in Triton, and cuBLAS has them
@@ -111,6 +114,12 @@ class Runner:
         free, _ = torch.cuda.mem_get_info(self.device)
         each = PagedCache.bytes_per_token(self.model.config, self.dtype)
         return min(int(free * self.config.cache_share / each), self.config.max_requests * longest)
+
+    def record(self, stats: EngineStats) -> None:
+        """Feed a recorder from now on."""
+        self.stats = stats
+        if self.cuda is not None:
+            self.cuda.stats = stats
 
     # --- rows in and out ---------------------------------------------------------------------------------------------
 
@@ -185,9 +194,13 @@ class Runner:
         if self.fused and self.config.graphs and columns * len(spans) <= CAPTURED_PREFILL:
             columns, size = _bucket(columns, CHUNK_BUCKETS), _bucket(len(spans), ROW_BUCKETS)
             # Padding writes the first token of slot 0, which nobody reads.
-            self._replay(("prefill", columns, size), given + [(0, 0, 0)] * (size - len(spans)), self._prefill(columns))
+            self._replay(
+                ("prefill", columns, size), given + [(0, 0, 0)] * (size - len(spans)), self._prefill(columns), 0
+            )
         else:
-            self._prefill(columns)(*self._tensor(list(zip(*given, strict=True))))
+            values = self._tensor(list(zip(*given, strict=True)))
+            with timed_step(self.stats, "prefill"):
+                self._prefill(columns)(*values)
 
     def _prefill(self, columns: int) -> Callable[..., None]:
         def run(rows: Tensor, start: Tensor, count: Tensor) -> None:
@@ -210,9 +223,12 @@ class Runner:
         if self.fused and self.config.graphs:
             size = _bucket(len(slots), ROW_BUCKETS)
             padded = [(slot,) for slot in slots] + [(0,)] * (size - len(slots))
-            packed = self._replay((shape, sampling, size, forwards), padded, self._decode(shape, sampling, forwards))
+            key = (shape, sampling, size, forwards)
+            packed = self._replay(key, padded, self._decode(shape, sampling, forwards), forwards)
         else:
-            packed = self._decode(shape, sampling, forwards)(self._tensor(list(slots)))
+            rows = self._tensor(list(slots))
+            with timed_step(self.stats, "decode", forwards):
+                packed = self._decode(shape, sampling, forwards)(rows)
         assert packed.shape[1] == 4 + most
         return self._fetch(packed[: len(slots)], begin)
 
@@ -237,7 +253,8 @@ class Runner:
         hidden_RMD = hidden_RQD.gather(1, want_RM1.expand(-1, -1, hidden_RQD.shape[-1]))
         position_RM = batch.position_RQ.gather(1, batch.want_RM) + 1
         params = self.slots.sampling(rows, position_RM)
-        choice = self._choose(hidden_RMD.flatten(0, 1), params, sampling, statistics=shape.mode == "diffusion")
+        with timed_head(self.stats):
+            choice = self._choose(hidden_RMD.flatten(0, 1), params, sampling, statistics=shape.mode == "diffusion")
         modes.apply(self.slots, rows, shape, batch, choice, self.mask_id)
 
     def _choose(self, hidden_MD: Tensor, params: RowParams, sampling: Sampling, *, statistics: bool) -> Choice:
@@ -263,18 +280,32 @@ class Runner:
         used = 1 + int(torch.where(batch.group_RQ == CLEAN, batch.position_RQ, 0).max())
         return GatherAttend(self.cache, batch, pages_RP, used, noisy=noisy)
 
-    def _replay(self, key: Hashable, given: Sequence[tuple[int | None, ...]], step: Callable[..., Result]) -> Result:
-        """Run `step` over the columns of `given` as a graph, captured when first wanted; its result is overwritten by
-        the next replay."""
+    def _replay(
+        self, key: Hashable, given: Sequence[tuple[int | None, ...]], step: Callable[..., Result], forwards: int
+    ) -> Result:
+        """Run `step` of so many decoding `forwards` over the columns of `given` as a graph, captured when first wanted;
+        its result is overwritten by the next replay."""
         if key not in self.graphs:
             self.graphs[key] = self._capture(step, (len(given[0]), len(given)))
+            if self.stats is not None:
+                self.stats.captured()
         captured = self.graphs[key]
         if captured.given != given:
             captured.inputs.copy_(self._tensor(list(zip(*given, strict=True))))
             captured.given = given
-        captured.graph.replay()
+        with timed_step(self.stats, "decode" if forwards else "prefill", forwards, key):
+            captured.graph.replay()
         result: Result = captured.result
         return result
+
+    @torch.inference_mode()
+    def replay_apart(self, key: Hashable) -> None:
+        """Capture the step of a graph once more and replay it over nothing, for `stats` to look into."""
+        step, inputs = self.graphs[key].step, self.graphs[key].inputs
+        again = self._capture(step, (inputs.shape[1], inputs.shape[0]))
+        for _ in range(3):  # the first finds nothing in the caches; the last one's times stand
+            again.graph.replay()
+        torch.cuda.synchronize(self.device)
 
     def _capture(self, step: Callable[..., Result], shape: tuple[int, int]) -> Captured:
         """Capture one step over rows of slot 0, which is always finished: nothing changes but scratch."""
@@ -289,7 +320,7 @@ class Runner:
         pool = next((captured.graph.pool() for captured in self.graphs.values()), None)
         with torch.cuda.graph(graph, pool=pool):
             result = step(*inputs)
-        return Captured(graph, inputs, result)
+        return Captured(step, graph, inputs, result)
 
     # --- results -----------------------------------------------------------------------------------------------------
 
@@ -318,7 +349,8 @@ class Runner:
     def results(self, pending: Pending) -> list[Progress]:
         """Wait for launched forwards and read what each row gained."""
         if pending.ready is not None:
-            pending.ready.synchronize()
+            with timed_host(self.stats, "wait"):
+                pending.ready.synchronize()
         return [Progress(row[4 : 4 + row[0]], row[1], row[2], row[3]) for row in pending.packed.tolist()]
 
     def _tensor(self, values: Sequence[object]) -> Tensor:
