@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from openmercury.engine.config import EngineConfig
     from openmercury.engine.engine import Engine
     from openmercury.engine.params import SamplingParams
+    from openmercury.eval.baseline import Baseline
     from openmercury.eval.prompts import PromptSet
+    from openmercury.eval.speed import Speed
     from openmercury.llm import LLM
 
 LOAD, NETWORK = "Load", "Forwards alone"
@@ -69,18 +71,40 @@ def bench(
     simulated_tpf: Annotated[
         float | None, option("With --random-weights: tokens per forward to assume.", panel=NETWORK)
     ] = None,
+    baseline: Annotated[
+        Literal["transformers"] | None, option("Measure plain transformers.generate, too.", panel=LOAD)
+    ] = None,
+    baseline_limit: Annotated[int, option("Prompts for the baseline.", panel=LOAD)] = 8,
     json_out: Annotated[Path | None, option("Write the figures here.", "--json", panel=SHOWN, metavar="OUT")] = None,
+    picture: Annotated[
+        Path | None, option("Draw speed against concurrency: a .png or .svg file.", panel=SHOWN, metavar="OUT")
+    ] = None,
 ) -> None:
     """Measure speed: loops over real prompts at temperature 0, and forwards alone."""
     levels, rates = _numbers(concurrency, "--concurrency", int), _numbers(rate, "--rate", float)
     positions = _numbers(forward, "--forward", int)
-    for name, value in {"--requests": requests, "--limit": limit, "--context": context}.items():
+    for name, value in {
+        "--requests": requests,
+        "--limit": limit,
+        "--context": context,
+        "--baseline-limit": baseline_limit,
+    }.items():
         if value is not None and value < 1:
             raise UsageProblem(f"{name} {value} should be at least 1")
+    if simulated_tpf is not None and not simulated_tpf > 0:
+        raise UsageProblem(f"--simulated-tpf {simulated_tpf} should be above 0")
     if not (levels or rates or positions):
         levels = [1]
     if random_weights is not None and (model is not None or rates):
         raise UsageProblem("--random-weights excludes --model and --rate: such a network answers no prompts")
+    if not levels and (baseline or picture):
+        raise UsageProblem("--baseline and --picture go with closed loops: add --concurrency")
+    if random_weights is not None and (baseline or picture):
+        raise UsageProblem("--random-weights excludes --baseline and --picture: such a network answers no prompts")
+    if picture is not None:
+        from openmercury.eval.picture import check
+
+        check(picture)
     if simulated_tpf is not None and random_weights is None:
         raise UsageProblem("--simulated-tpf has no effect without --random-weights: drop it")
     modes = _modes(mode, simulated=random_weights is not None)
@@ -100,7 +124,10 @@ def bench(
         if levels or rates:
             asked = sets.load(prompts, data, llm.tokenizer).with_limits(limit, max_tokens)
             each = [asked_params(name, asked) for name in modes]
-            _loops(report, llm, asked, each, Loads(levels, rates, requests, seed))
+            base = _baseline(llm, asked, baseline_limit) if baseline else None
+            rows = _loops(report, llm, asked, each, Loads(levels, rates, requests, seed), base)
+            if picture is not None:
+                _draw(report, picture, rows, base)
     if positions:
         _forwards(report, engine, positions, context)
     report.write()
@@ -199,14 +226,28 @@ def _start(report: Report, device: str, dtype: str, most: int) -> EngineConfig:
 # --- sections --------------------------------------------------------------------------------------------------------
 
 
-def _loops(report: Report, llm: LLM, asked: PromptSet, each: list[SamplingParams], loads: Loads) -> None:
+def _baseline(llm: LLM, asked: PromptSet, limit: int) -> Baseline:
     from openmercury.cli.evaluate import progress
-    from openmercury.eval.speed import Bench, Speed
+    from openmercury.eval.baseline import measure
 
-    bench, rows = Bench(llm, asked.prompts), list[Speed]()
+    prompts = asked.prompts[:limit]
+    with progress("transformers", len(prompts)) as advance:
+        return measure(llm, prompts, asked.max_tokens, ignore_eos=asked.ignore_eos, on_progress=advance)
+
+
+def _loops(
+    report: Report, llm: LLM, asked: PromptSet, each: list[SamplingParams], loads: Loads, base: Baseline | None
+) -> list[Speed]:
+    from openmercury.cli.evaluate import progress
+    from openmercury.eval.speed import Bench
+
+    bench, rows = Bench(llm, asked.prompts), list["Speed"]()
     report.figures |= {"prompts": asked.name, "prompt_count": len(asked.prompts), "max_tokens": asked.max_tokens}
     print(f"{len(asked.prompts)} prompts of {asked.name}, answers of {asked.max_tokens} tokens at most")
     print(tables.line(tables.SPEED))
+    if base is not None:
+        report.row("baseline", base)
+        print(tables.line(tables.SPEED, tables.baseline_cells(base)), flush=True)
 
     def tell(row: Speed) -> None:
         rows.append(row)
@@ -228,6 +269,16 @@ def _loops(report: Report, llm: LLM, asked: PromptSet, each: list[SamplingParams
     print("\n" + tables.line(tables.TIME))
     for row in rows:
         print(tables.line(tables.TIME, tables.time_cells(row)))
+    return rows
+
+
+def _draw(report: Report, path: Path, rows: list[Speed], base: Baseline | None) -> None:
+    from openmercury.eval.picture import draw
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figures = report.figures
+    title = f"{figures['model']}, {figures['hardware']}, {figures['dtype']}, {figures['prompts']}"
+    draw(path, rows, title, None if base is None else base.tokens_per_second)
 
 
 def _random_engine(report: Report, name: str, settings: EngineConfig) -> Engine:

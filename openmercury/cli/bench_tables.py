@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from openmercury.engine.probe import ForwardTime, Simulated
+    from openmercury.eval.baseline import Baseline
     from openmercury.eval.speed import Speed
 
 Columns = tuple[tuple[str, int], ...]
 
 SPEED: Columns = (
-    ("mode", 11), ("load", 10), ("tok/s", 10), ("steady", 10), ("per request", 13), ("× ar", 7), ("TPF", 7),
+    ("mode", 14), ("load", 10), ("tok/s", 10), ("steady", 10), ("per request", 13), ("× ar", 7), ("TPF", 7),
     ("first ms p50/p95", 19), ("between ms p50/p95/p99", 25), ("answer ms p50/p95", 19),
 )  # fmt: skip
 TIME: Columns = (
@@ -50,6 +51,11 @@ def speed_cells(row: Speed, rows: Sequence[Speed]) -> list[str]:
         f"{row.between_ms_p50:.2f}/{row.between_ms_p95:.2f}/{row.between_ms_p99:.2f}",
         f"{row.latency_ms_p50:.0f}/{row.latency_ms_p95:.0f}",
     ]
+
+
+def baseline_cells(row: Baseline) -> list[str]:
+    """Plain decoding elsewhere: one request at a time, one token a forward."""
+    return [row.name, "1", f"{row.tokens_per_second:.1f}", "–", "–", "–", "1.00", "–", "–", "–"]
 
 
 def time_cells(row: Speed) -> list[str]:

@@ -40,7 +40,8 @@ class PromptSet:
 
     def with_limits(self, prompts: int | None, max_tokens: int | None) -> PromptSet:
         """The first prompts only, other lengths of answers; None leaves either as it is."""
-        return replace(self, prompts=self.prompts[:prompts], max_tokens=max_tokens or self.max_tokens)
+        most = self.max_tokens if max_tokens is None else max_tokens
+        return replace(self, prompts=self.prompts[:prompts], max_tokens=most)
 
 
 def load(name: str, folder: Path | None, tokenizer: Tokenizer) -> PromptSet:
