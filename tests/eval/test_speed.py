@@ -43,8 +43,8 @@ class ClockworkStats:
 class ClockworkLLM:
     """Two tokens a forward, six an answer, a forward a tick; up to `concurrency` requests share each forward."""
 
-    def __init__(self) -> None:
-        self.now, self.forwards = 0.0, 0
+    def __init__(self, device: str = "cuda") -> None:
+        self.device, self.now, self.forwards = device, 0.0, 0
         self.sent: list[tuple[int, list[int]]] = []  # requests and their max_tokens, of each pass
 
     def record(self) -> ClockworkStats:
@@ -125,6 +125,9 @@ def test_the_pass_before_is_short_and_frays(llm: ClockworkLLM) -> None:
     assert count == 16
     assert lengths == sorted(lengths)
     assert (lengths[0], lengths[-1], len(set(lengths[-8:]))) == (8, 100, 5)
+    without_graphs = ClockworkLLM("cpu")
+    bench(without_graphs).warm_up(SamplingParams(mode="ar"), 8)
+    assert without_graphs.sent == [(1, [8])]
 
 
 def test_percentiles_are_values_that_occurred() -> None:
