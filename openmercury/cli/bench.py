@@ -6,7 +6,7 @@ Tables go to stdout, the progress bar to stderr. All rows come from one process,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -31,6 +31,29 @@ OPEN_WARM_UP = 32  # clients of the pass before an open loop
 # Tokens per forward of the shipped model on HumanEval (README.md), for networks that have learned nothing.
 SIMULATED_TPF = {"ar": 1.0, "verified": 5.4, "diffusion": 4.0}
 
+# What an option goes with; given without it, nothing would read it.
+NO_RANDOM, RANDOM = "a checkpoint, not with --random-weights", "--random-weights and --concurrency"
+LOOP, OPEN, BASELINE = "--concurrency or --rate", "--rate", "--baseline"
+PROMPTED, CLOSED = "--concurrency or --rate over a checkpoint", "--concurrency over a checkpoint"
+BEHIND = "--forward or --random-weights"
+GOES_WITH = {
+    "model": NO_RANDOM,
+    "rate": NO_RANDOM,
+    "mode": LOOP,
+    "max_tokens": PROMPTED,
+    "prompts": PROMPTED,
+    "limit": PROMPTED,
+    "data": PROMPTED,
+    "requests": PROMPTED,
+    "baseline": CLOSED,
+    "picture": CLOSED,
+    "seed": OPEN,
+    "baseline_limit": BASELINE,
+    "context": BEHIND,
+    "simulated_tpf": RANDOM,
+}
+POSITIVE = ("limit", "requests", "context", "baseline_limit", "simulated_tpf")
+
 Number = TypeVar("Number", int, float)
 
 
@@ -40,6 +63,7 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
+    invocation: typer.Context,
     model: Annotated[str | None, option("Checkpoint folder.", panel=MODEL, metavar="FOLDER")] = None,
     random_weights: Annotated[
         str | None, option("Instead: a network of random weights, as qwen2.5-1.5b, qwen2.5-7b, llada-8b.", panel=MODEL)
@@ -83,30 +107,25 @@ def bench(
     """Measure speed: loops over real prompts at temperature 0, and forwards alone."""
     levels, rates = _numbers(concurrency, "--concurrency", int), _numbers(rate, "--rate", float)
     positions = _numbers(forward, "--forward", int)
-    for name, value in {
-        "--requests": requests,
-        "--limit": limit,
-        "--context": context,
-        "--baseline-limit": baseline_limit,
-    }.items():
-        if value is not None and value < 1:
-            raise UsageProblem(f"{name} {value} should be at least 1")
-    if simulated_tpf is not None and not simulated_tpf > 0:
-        raise UsageProblem(f"--simulated-tpf {simulated_tpf} should be above 0")
     if not (levels or rates or positions):
         levels = [1]
-    if random_weights is not None and (model is not None or rates):
-        raise UsageProblem("--random-weights excludes --model and --rate: such a network answers no prompts")
-    if not levels and (baseline or picture):
-        raise UsageProblem("--baseline and --picture go with closed loops: add --concurrency")
-    if random_weights is not None and (baseline or picture):
-        raise UsageProblem("--random-weights excludes --baseline and --picture: such a network answers no prompts")
+    _check(
+        invocation,
+        {
+            NO_RANDOM: random_weights is None,
+            RANDOM: random_weights is not None and bool(levels),
+            LOOP: bool(levels or rates),
+            PROMPTED: random_weights is None and bool(levels or rates),
+            CLOSED: random_weights is None and bool(levels),
+            OPEN: bool(rates),
+            BASELINE: baseline is not None,
+            BEHIND: bool(positions) or random_weights is not None,
+        },
+    )
     if picture is not None:
         from openmercury.eval.picture import check
 
         check(picture)
-    if simulated_tpf is not None and random_weights is None:
-        raise UsageProblem("--simulated-tpf has no effect without --random-weights: drop it")
     modes = _modes(mode, simulated=random_weights is not None)
     report = Report(json_out)
     settings = _start(report, device, dtype, max([*levels, 1]))
@@ -190,6 +209,22 @@ def _numbers(text: str | None, name: str, kind: Callable[[str], Number]) -> list
         what = "whole numbers from 1 on, as in 1,8,32" if kind is int else "numbers above 0, as in 0.5,8"
         raise UsageProblem(f"{name} {text!r} should be {what}")
     return found
+
+
+def _check(context: typer.Context, holds: Mapping[str, bool]) -> None:
+    """Refuse numbers below 1 or 0, and options that nothing would read; `holds` says what was asked for."""
+    for name in POSITIVE:
+        value = context.params[name]
+        if value is not None and not value > 0:
+            raise UsageProblem(f"{_flag(name)} {value} should be above 0")
+    for name, needed in GOES_WITH.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and not holds[needed]:
+            raise UsageProblem(f"{_flag(name)} has no effect here: it goes with {needed}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _modes(text: str | None, *, simulated: bool) -> list[str]:
