@@ -19,6 +19,7 @@ from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
 from openmercury.engine.params import Mode, SamplingParams
 from openmercury.engine.request import FinishReason, Request
+from openmercury.engine.stats import EngineStats
 from openmercury.errors import CheckpointError, ConfigError, EmptyPromptError, OpenMercuryError
 from openmercury.model.config import read_config
 from openmercury.model.packed import pack
@@ -187,13 +188,14 @@ class LLM:
         on_progress: Callable[[int, int], None] | None = None,
         *,
         concurrency: int | None = None,
+        arrivals: Sequence[float] | None = None,
         on_tokens: Callable[[int, int], None] | None = None,
     ) -> list[Output]:
         """Decode prompts of token ids together; `on_progress(finished, total)` is called after each forward.
 
-        `concurrency` bounds how many are under way at once; the next begins when one finishes. `on_tokens(index,
-        tokens)` tells the completion tokens of a request whenever it goes on. `usage.seconds` is the time of the whole
-        batch up to the request's end.
+        `concurrency` bounds how many are under way at once; the next begins when one finishes. `arrivals` are the
+        seconds after which each begins, ascending. `on_tokens(index, tokens)` tells the completion tokens of a request
+        whenever it goes on. `usage.seconds` is the time of the whole batch up to the request's end.
         """
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
         requests = [self.engine.request(ids, one) for ids, one in zip(prompts, each, strict=True)]
@@ -202,7 +204,8 @@ class LLM:
         outputs: dict[int, Output] = {}
         index = {id(request): number for number, request in enumerate(requests)}
         begin = time.monotonic()
-        for running in self.engine.generate(requests, concurrency=concurrency) if requests else ():
+        steps = self.engine.generate(requests, concurrency=concurrency, arrivals=arrivals)
+        for running in steps:
             for request in running:
                 number = index[id(request)]
                 if on_tokens is not None:
@@ -214,6 +217,10 @@ class LLM:
             if on_progress is not None:
                 on_progress(len(outputs), len(requests))
         return [outputs[number] for number in range(len(requests))]
+
+    def record(self) -> EngineStats:
+        """Have the engine time its parts from now on; see `engine.stats`."""
+        return self.engine.record()
 
     def _steps(
         self, ids: Sequence[int], params: SamplingParams | None, eos: Sequence[int], show_draft: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
 from openmercury.engine.params import SamplingParams
 from openmercury.errors import RequestFailedError
-from openmercury.eval.speed import measure
+from openmercury.eval.speed import Bench
 from openmercury.llm import LLM
 from tests import tiny
 from tests.engine.test_engine import MODEL, POISON
@@ -52,14 +53,16 @@ def test_a_batch_keeps_what_did_not_fail() -> None:
     assert isinstance(bad.error, RequestFailedError)
     assert (late.finish_reason, late.error) == ("deadline", None)
     with pytest.raises(RequestFailedError):  # speed is not measured over answers that are none
-        measure(model, [[0, POISON]], PARAMS, 1)
+        Bench(model, [[0, POISON]]).closed(PARAMS, 1, 1)
 
 
 def test_a_deadline_gives_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0)
     model = llm()
     for module in ("engine", "scheduler"):
-        monkeypatch.setattr(f"openmercury.engine.{module}.time", SimpleNamespace(monotonic=lambda: clock.now))
+        monkeypatch.setattr(
+            f"openmercury.engine.{module}.time", SimpleNamespace(monotonic=lambda: clock.now, sleep=time.sleep)
+        )
     whole, steps = model.generate("ABC", PARAMS), []
     for step in model.stream("ABC", PARAMS.model_copy(update={"deadline": 5})):
         steps.append(step)

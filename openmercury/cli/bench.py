@@ -1,25 +1,60 @@
-"""`bench`: how fast a checkpoint answers HumanEval's prompts, in each mode and at each concurrency.
+"""`bench`: how fast a checkpoint answers, in each mode and under each load; or what a network of a given size could do.
 
-The table goes to stdout, the progress bar to stderr. All rows come from one process, so their ratios can be trusted.
+Tables go to stdout, the progress bar to stderr. All rows come from one process, so their ratios can be trusted.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
+from openmercury.cli import bench_tables as tables
 from openmercury.cli.errors import UsageProblem
 from openmercury.cli.options import DECODING, MODEL, SHOWN, DtypeName, Settings, option
 
 if TYPE_CHECKING:
+    from openmercury.engine.config import EngineConfig
+    from openmercury.engine.engine import Engine
+    from openmercury.engine.params import SamplingParams
+    from openmercury.eval.baseline import Baseline
+    from openmercury.eval.prompts import PromptSet
     from openmercury.eval.speed import Speed
+    from openmercury.llm import LLM
 
-MODES = ("ar", "verified", "diffusion", "auto")
-HEADER = ("mode", "at once", "tok/s", "per request", "TPF", "first ms", "between ms p50/p95/p99", "× ar")
+LOAD, NETWORK = "Load", "Forwards alone"
+OPEN_WARM_UP = 32  # clients of the pass before an open loop
+# Tokens per forward of the shipped model on HumanEval (README.md), for networks that have learned nothing.
+SIMULATED_TPF = {"ar": 1.0, "verified": 5.4, "diffusion": 4.0}
+
+# What an option goes with; given without it, nothing would read it.
+NO_RANDOM, RANDOM = "a checkpoint, not with --random-weights", "--random-weights and --concurrency"
+LOOP, OPEN, BASELINE = "--concurrency or --rate", "--rate", "--baseline"
+PROMPTED, CLOSED = "--concurrency or --rate over a checkpoint", "--concurrency over a checkpoint"
+BEHIND = "--forward or --random-weights"
+GOES_WITH = {
+    "model": NO_RANDOM,
+    "rate": NO_RANDOM,
+    "mode": LOOP,
+    "max_tokens": PROMPTED,
+    "prompts": PROMPTED,
+    "limit": PROMPTED,
+    "data": PROMPTED,
+    "requests": PROMPTED,
+    "baseline": CLOSED,
+    "picture": CLOSED,
+    "seed": OPEN,
+    "baseline_limit": BASELINE,
+    "context": BEHIND,
+    "simulated_tpf": RANDOM,
+}
+POSITIVE = ("limit", "requests", "context", "baseline_limit", "simulated_tpf")
+
+Number = TypeVar("Number", int, float)
 
 
 def register(app: typer.Typer) -> None:
@@ -28,65 +63,129 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
+    invocation: typer.Context,
     model: Annotated[str | None, option("Checkpoint folder.", panel=MODEL, metavar="FOLDER")] = None,
+    random_weights: Annotated[
+        str | None, option("Instead: a network of random weights, as qwen2.5-1.5b, qwen2.5-7b, llada-8b.", panel=MODEL)
+    ] = None,
     device: Annotated[str, option("auto, cpu or cuda.", panel=MODEL)] = "auto",
     dtype: Annotated[DtypeName, option("Number format of the weights.", panel=MODEL)] = "auto",
-    mode: Annotated[str, option("Modes to measure, with commas between.", panel=DECODING)] = ",".join(MODES),
-    concurrency: Annotated[str, option("Requests under way at once, with commas between.", panel=DECODING)] = "1",
-    max_tokens: Annotated[int, option("Tokens of an answer at most.", panel=DECODING)] = 512,
-    limit: Annotated[int, typer.Option(min=1, help="Take the first prompts only.")] = 164,
-    data: Annotated[
-        Path | None, option("Folder of the benchmarks. [default: $OPENMERCURY_EVAL_DATA]", metavar="FOLDER")
+    mode: Annotated[str | None, option("Modes, with commas between. Default: all.", panel=DECODING)] = None,
+    max_tokens: Annotated[
+        int | None, option("Tokens of an answer at most. Default: 512; long: exactly 1000.", panel=DECODING)
     ] = None,
+    concurrency: Annotated[
+        str | None, option("Closed loops: requests under way at once, as in 1,8,32.", panel=LOAD)
+    ] = None,
+    rate: Annotated[str | None, option("Open loops: requests that come in a second, as in 0.5,8.", panel=LOAD)] = None,
+    requests: Annotated[
+        int | None, option("Requests of a loop. Default: each prompt once, at least 4 for each client.", panel=LOAD)
+    ] = None,
+    seed: Annotated[int, option("Seed of the arrivals.", panel=LOAD)] = 0,
+    prompts: Annotated[Literal["humaneval", "mbpp", "long"], option("What is asked.", panel=LOAD)] = "humaneval",
+    limit: Annotated[int | None, option("Take the first prompts only.", panel=LOAD)] = None,
+    data: Annotated[
+        Path | None,
+        option("Folder of the benchmarks. Default: $OPENMERCURY_EVAL_DATA", panel=LOAD, metavar="FOLDER"),
+    ] = None,
+    forward: Annotated[
+        str | None, option("Time a forward over so many positions, as in 1,8,32,128.", panel=NETWORK)
+    ] = None,
+    context: Annotated[int, option("Tokens before these positions.", panel=NETWORK)] = 1024,
+    simulated_tpf: Annotated[
+        float | None, option("With --random-weights: tokens per forward to assume.", panel=NETWORK)
+    ] = None,
+    baseline: Annotated[
+        Literal["transformers"] | None, option("Measure plain transformers.generate, too.", panel=LOAD)
+    ] = None,
+    baseline_limit: Annotated[int, option("Prompts for the baseline.", panel=LOAD)] = 8,
     json_out: Annotated[Path | None, option("Write the figures here.", "--json", panel=SHOWN, metavar="OUT")] = None,
+    picture: Annotated[
+        Path | None, option("Draw speed against concurrency: a .png or .svg file.", panel=SHOWN, metavar="OUT")
+    ] = None,
 ) -> None:
-    """Measure speed: a closed loop over HumanEval's prompts, temperature 0."""
-    modes = [name.strip() for name in mode.split(",")]
-    if wrong := [name for name in modes if name not in MODES]:
-        raise UsageProblem(f"--mode {wrong[0]!r} is unknown: use {', '.join(MODES)}")
-    try:
-        levels = [int(level) for level in concurrency.split(",")]
-    except ValueError:
-        levels = [0]
-    if min(levels) < 1:
-        raise UsageProblem(f"--concurrency {concurrency!r} should be whole numbers from 1 on, as in 1,8,32")
-    each = [Settings(mode=name, max_tokens=max_tokens).sampling() for name in modes]  # type: ignore[arg-type]
-    from openmercury.cli.evaluate import progress
-    from openmercury.engine.config import EngineConfig
-    from openmercury.eval import humaneval, speed
-    from openmercury.llm import LLM, pick_device, pick_dtype
-    from openmercury.text import chat
-
-    tasks = humaneval.load(data)[:limit]
-    if json_out is not None:
-        json_out.parent.mkdir(parents=True, exist_ok=True)
-    on = pick_device(device)
-    engine = EngineConfig.for_device(on.type, str(pick_dtype(dtype, on)).removeprefix("torch."))
-    llm = LLM(
-        model,
-        device=device,
-        dtype=dtype,
-        engine=engine.model_copy(update={"prefix_cache": False, "max_requests": max(*levels, engine.max_requests)}),
+    """Measure speed: loops over real prompts at temperature 0, and forwards alone."""
+    levels, rates = _numbers(concurrency, "--concurrency", int), _numbers(rate, "--rate", float)
+    positions = _numbers(forward, "--forward", int)
+    if not (levels or rates or positions):
+        levels = [1]
+    _check(
+        invocation,
+        {
+            NO_RANDOM: random_weights is None,
+            RANDOM: random_weights is not None and bool(levels),
+            LOOP: bool(levels or rates),
+            PROMPTED: random_weights is None and bool(levels or rates),
+            CLOSED: random_weights is None and bool(levels),
+            OPEN: bool(rates),
+            BASELINE: baseline is not None,
+            BEHIND: bool(positions) or random_weights is not None,
+        },
     )
-    prompts = [chat.render(llm.tokenizer, [{"role": "user", "content": humaneval.chat_prompt(task)}]) for task in tasks]
-    print(f"{llm.folder.resolve().name}, {llm.device}, {llm.dtype}: {len(prompts)} prompts of HumanEval")
-    rows: list[Speed] = []
-    print(_line(HEADER))
-    for level in levels:
-        for params in each:
-            with progress(f"{params.mode}, {level} at once", len(prompts)) as advance:
-                rows.append(speed.measure(llm, prompts, params, level, advance))
-            print(_line(_cells(rows[-1], rows)), flush=True)
-    if json_out is not None:
-        figures: dict[str, Any] = {
-            "model": llm.folder.resolve().name,
-            "device": llm.device,
-            "hardware": hardware(llm.device),
-            "dtype": llm.dtype,
-            "max_tokens": max_tokens,
-            "rows": [asdict(row) for row in rows],
-        }
-        humaneval.write_whole(json_out, json.dumps(figures, indent=2) + "\n")
+    if picture is not None:
+        from openmercury.eval.picture import check
+
+        check(picture)
+    modes = _modes(mode, simulated=random_weights is not None)
+    report = Report(json_out)
+    settings = _start(report, device, dtype, max([*levels, 1]))
+    if random_weights is not None:
+        engine = _random_engine(report, random_weights, settings)
+        _simulated(report, engine, modes, levels, context, simulated_tpf)
+    else:
+        from openmercury.eval import prompts as sets
+        from openmercury.llm import LLM
+
+        llm = LLM(model, device=report.figures["device"], dtype=report.figures["dtype"], engine=settings)
+        engine = llm.engine
+        report.figures["model"] = llm.folder.resolve().name
+        report.say()
+        if levels or rates:
+            asked = sets.load(prompts, data, llm.tokenizer).with_limits(limit, max_tokens)
+            each = [asked_params(name, asked) for name in modes]
+            base = _baseline(llm, asked, baseline_limit) if baseline else None
+            rows = _loops(report, llm, asked, each, Loads(levels, rates, requests, seed), base)
+            if picture is not None:
+                _draw(report, picture, rows, base)
+    if positions:
+        _forwards(report, engine, positions, context)
+    report.write()
+
+
+class Report:
+    """What is known so far, written again after each row, so that little is lost on Ctrl-C."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.figures: dict[str, Any] = {}
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def say(self) -> None:
+        """The line above the tables."""
+        print(", ".join(str(self.figures[name]) for name in ("model", "hardware", "dtype")))
+
+    def row(self, section: str, row: Any) -> None:
+        """Add a dataclass to a section."""
+        self.figures.setdefault(section, []).append(asdict(row))
+        self.write()
+
+    def write(self) -> None:
+        """Write the figures, where a file was asked for."""
+        if self.path is not None:
+            from openmercury.eval.humaneval import write_whole
+
+            write_whole(self.path, json.dumps(self.figures, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class Loads:
+    """Closed loops at `levels`, open loops at `rates`, of so many requests (None: as the help says)."""
+
+    levels: list[int]
+    rates: list[float]
+    requests: int | None
+    seed: int
 
 
 def hardware(device: str) -> str:
@@ -98,19 +197,165 @@ def hardware(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {len(os.sched_getaffinity(0))} cores"
 
 
-def _cells(row: Speed, rows: list[Speed]) -> tuple[str, ...]:
-    base = next((one for one in rows if one.mode == "ar" and one.concurrency == row.concurrency), None)
-    return (
-        row.mode,
-        str(row.concurrency),
-        f"{row.tokens_per_second:.1f}",
-        f"{row.request_tokens_per_second:.1f}",
-        f"{row.tpf:.2f}",
-        f"{row.first_ms_p50:.1f}",
-        f"{row.between_ms_p50:.2f}/{row.between_ms_p95:.2f}/{row.between_ms_p99:.2f}",
-        "" if base is None else f"{row.tokens_per_second / base.tokens_per_second:.2f}",
-    )
+# --- options ---------------------------------------------------------------------------------------------------------
 
 
-def _line(cells: tuple[str, ...]) -> str:
-    return "".join(cell.ljust(width) for cell, width in zip(cells, (11, 9, 10, 13, 7, 10, 26, 6), strict=True)).rstrip()
+def _numbers(text: str | None, name: str, kind: Callable[[str], Number]) -> list[Number]:
+    try:
+        found = [kind(part) for part in text.split(",")] if text is not None else []
+    except ValueError:
+        found = [kind("0")]
+    if any(not 0 < number < float("inf") for number in found):
+        what = "whole numbers from 1 on, as in 1,8,32" if kind is int else "numbers above 0, as in 0.5,8"
+        raise UsageProblem(f"{name} {text!r} should be {what}")
+    return found
+
+
+def _check(context: typer.Context, holds: Mapping[str, bool]) -> None:
+    """Refuse numbers below 1 or 0, and options that nothing would read; `holds` says what was asked for."""
+    for name in POSITIVE:
+        value = context.params[name]
+        if value is not None and not value > 0:
+            raise UsageProblem(f"{_flag(name)} {value} should be above 0")
+    for name, needed in GOES_WITH.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and not holds[needed]:
+            raise UsageProblem(f"{_flag(name)} has no effect here: it goes with {needed}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _modes(text: str | None, *, simulated: bool) -> list[str]:
+    """The modes asked for, `ar` first, since the others are compared with it."""
+    from typing import get_args
+
+    from openmercury.engine.params import Mode
+
+    known = sorted(SIMULATED_TPF if simulated else get_args(Mode), key=lambda name: name != "ar")
+    asked = known if text is None else [name.strip() for name in text.split(",")]
+    if wrong := [name for name in asked if name not in known]:
+        raise UsageProblem(f"--mode {wrong[0]!r} is unknown here: use {', '.join(known)}")
+    return sorted(asked, key=lambda name: name != "ar")
+
+
+def asked_params(mode: str, asked: PromptSet) -> SamplingParams:
+    """Greedy decoding of a prompt set."""
+    params = Settings(mode=mode, max_tokens=asked.max_tokens).sampling()  # type: ignore[arg-type]
+    return params.model_copy(update={"ignore_eos": asked.ignore_eos})
+
+
+def _start(report: Report, device: str, dtype: str, most: int) -> EngineConfig:
+    """Settings for the device at hand, with room for `most` requests; no prefix cache: every prompt is read."""
+    from openmercury.engine.config import EngineConfig
+    from openmercury.llm import pick_device, pick_dtype
+
+    on = pick_device(device)
+    kind = str(pick_dtype(dtype, on)).removeprefix("torch.")
+    report.figures |= {"device": str(on), "hardware": hardware(on.type), "dtype": kind}
+    settings = EngineConfig.for_device(on.type, kind)
+    return settings.model_copy(update={"prefix_cache": False, "max_requests": max(most, settings.max_requests)})
+
+
+# --- sections --------------------------------------------------------------------------------------------------------
+
+
+def _baseline(llm: LLM, asked: PromptSet, limit: int) -> Baseline:
+    from openmercury.cli.evaluate import progress
+    from openmercury.eval.baseline import measure
+
+    prompts = asked.prompts[:limit]
+    with progress("transformers", len(prompts)) as advance:
+        return measure(llm, prompts, asked.max_tokens, ignore_eos=asked.ignore_eos, on_progress=advance)
+
+
+def _loops(
+    report: Report, llm: LLM, asked: PromptSet, each: list[SamplingParams], loads: Loads, base: Baseline | None
+) -> list[Speed]:
+    from openmercury.cli.evaluate import progress
+    from openmercury.eval.speed import Bench
+
+    bench, rows = Bench(llm, asked.prompts), list["Speed"]()
+    report.figures |= {"prompts": asked.name, "prompt_count": len(asked.prompts), "max_tokens": asked.max_tokens}
+    print(f"{len(asked.prompts)} prompts of {asked.name}, answers of {asked.max_tokens} tokens at most")
+    print(tables.line(tables.SPEED))
+    if base is not None:
+        report.row("baseline", base)
+        print(tables.line(tables.SPEED, tables.baseline_cells(base)), flush=True)
+
+    def tell(row: Speed) -> None:
+        rows.append(row)
+        report.row("rows", row)
+        print(tables.line(tables.SPEED, tables.speed_cells(row, rows)), flush=True)
+
+    for level in loads.levels:
+        count = loads.requests or max(len(asked.prompts), 4 * level)
+        for params in each:
+            with progress(f"{params.mode}, {level} at once", count) as advance:
+                bench.warm_up(params, level)
+                tell(bench.closed(params, level, count, advance))
+    for rate in loads.rates:
+        count = loads.requests or len(asked.prompts)
+        for params in each:
+            with progress(f"{params.mode}, {rate:g} a second", count) as advance:
+                bench.warm_up(params, OPEN_WARM_UP)
+                tell(bench.open(params, rate, count, loads.seed, advance))
+    print("\n" + tables.line(tables.TIME))
+    for row in rows:
+        print(tables.line(tables.TIME, tables.time_cells(row)))
+    return rows
+
+
+def _draw(report: Report, path: Path, rows: list[Speed], base: Baseline | None) -> None:
+    from openmercury.eval.picture import draw
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figures = report.figures
+    title = f"{figures['model']}, {figures['hardware']}, {figures['dtype']}, {figures['prompts']}"
+    draw(path, rows, title, None if base is None else base.tokens_per_second)
+
+
+def _random_engine(report: Report, name: str, settings: EngineConfig) -> Engine:
+    import torch
+
+    from openmercury.engine.engine import Engine
+    from openmercury.model.packed import pack
+    from openmercury.model.shapes import random_model
+
+    figures = report.figures
+    network = random_model(name, getattr(torch, figures["dtype"]), torch.device(figures["device"]))
+    pack(network)
+    figures |= {"model": f"{name} with random weights"}
+    report.say()
+    return Engine(network, settings)
+
+
+def _simulated(
+    report: Report, engine: Engine, modes: list[str], levels: list[int], context: int, tpf: float | None
+) -> None:
+    from openmercury.engine import probe
+
+    if not levels:
+        return
+    print(tables.line(tables.SIMULATED))
+    for level in levels:
+        for mode in modes:
+            assumed = SIMULATED_TPF[mode] if tpf is None or mode == "ar" else tpf
+            row = probe.simulate(engine, mode, level, context, assumed)  # type: ignore[arg-type]
+            report.row("simulated", row)
+            print(tables.line(tables.SIMULATED, tables.simulated_cells(row)), flush=True)
+
+
+def _forwards(report: Report, engine: Engine, positions: list[int], context: int) -> None:
+    from openmercury.engine import probe
+
+    bandwidth = probe.copy_bandwidth(engine.runner.device)
+    report.figures["copy_bytes_per_second"] = bandwidth
+    print(f"\none forward of one request behind {context} tokens; a copy moves {bandwidth / 1e9:,.0f} GB/s")
+    print(tables.line(tables.FORWARD))
+    first: float | None = None
+    for row in probe.forward_times(engine, positions, bandwidth, context):
+        first = first or row.ms
+        report.row("forwards", row)
+        print(tables.line(tables.FORWARD, tables.forward_cells(row, first)), flush=True)

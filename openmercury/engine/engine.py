@@ -23,6 +23,7 @@ from openmercury.engine.request import Request
 from openmercury.engine.runner import Pending, Progress, Runner
 from openmercury.engine.scheduler import Decode, Plan, PrefillSpan, Scheduler
 from openmercury.engine.state import FAILED, MAX_STOP_IDS, RUNNING, STOP
+from openmercury.engine.stats import EngineStats, timed_host
 from openmercury.errors import (
     ContextOverflowError,
     EmptyPromptError,
@@ -34,7 +35,7 @@ from openmercury.model.transformer import Transformer
 
 T = TypeVar("T")
 
-WIDEST = 64  # positions a block may have, as SamplingParams.block_size says
+WIDEST = 128  # positions a block may have: requests ask for up to 64, `probe` for more
 
 
 class Engine:
@@ -57,6 +58,7 @@ class Engine:
         self.launched: list[tuple[Decode, Pending]] = []
         self.overlap = self.runner.fused
         self.suspicions = itertools.count(1)
+        self.stats: EngineStats | None = None
 
     def request(self, prompt: Sequence[int], params: SamplingParams, eos: Sequence[int] | None = None) -> Request:
         """Check a prompt against the checkpoint; raises InputError or UnsupportedError with the remedy.
@@ -93,6 +95,12 @@ class Engine:
         """Queue a request; raises ContextOverflowError where its text can never fit into the cache, QueueFullError."""
         self.scheduler.submit(request)
 
+    def record(self) -> EngineStats:
+        """Time all parts of the work from now on."""
+        self.stats = EngineStats(self.runner.device, self.runner.replay_apart)
+        self.runner.record(self.stats)
+        return self.stats
+
     @property
     def busy(self) -> bool:
         """Is anything waiting or running?"""
@@ -105,20 +113,26 @@ class Engine:
         the device never waits for the host; a request that has ended takes part in one more forward, to no effect.
         `wait` reads this step's, too.
         """
-        moved = self._drop_ended()
+        moved: list[Request] = []
         before, self.launched = self.launched, []
 
         def settle() -> None:
             moved.extend(self._read(before))
             before.clear()
 
-        plan = self.scheduler.schedule(settle, watched=wait)
-        self._prepare(plan)
-        for spans in _apart(plan.prefill, lambda span: span.request):
-            moved += self._prefill(spans)
-        for decode in plan.decode:
-            for requests in _apart(decode.requests, lambda request: request):
-                moved += self._launch(decode._replace(requests=requests), settle)
+        with timed_host(self.stats, "schedule"):
+            moved += self._drop_ended()
+            plan = self.scheduler.schedule(settle, watched=wait)
+            self._prepare(plan)
+        if self.stats is not None:
+            pool = self.scheduler.pool
+            self.stats.pages(pool.capacity - pool.available, pool.capacity)
+        with timed_host(self.stats, "launch"):
+            for spans in _apart(plan.prefill, lambda span: span.request):
+                moved += self._prefill(spans)
+            for decode in plan.decode:
+                for requests in _apart(decode.requests, lambda request: request):
+                    moved += self._launch(decode._replace(requests=requests), settle)
         settle()
         if wait or not self.overlap:
             moved += self._read(self.launched)
@@ -126,23 +140,35 @@ class Engine:
         return moved
 
     def generate(
-        self, requests: list[Request], *, wait: bool = False, concurrency: int | None = None
+        self,
+        requests: list[Request],
+        *,
+        wait: bool = False,
+        concurrency: int | None = None,
+        arrivals: Sequence[float] | None = None,
     ) -> Iterator[list[Request]]:
         """Submit these and step until all are finished; yields those that went on, after each step with any.
 
-        With `concurrency` that many are submitted, and one more whenever one finishes (a closed loop). Those that
-        `max_waiting` keeps out come later. A caller ends a request early by setting its `finish_reason`. Leaving the
-        loop aborts all of them.
+        With `concurrency` that many are submitted, and one more whenever one finishes (a closed loop). With `arrivals`
+        each is submitted that many seconds after the start, in ascending order, whatever is under way (an open loop).
+        Those that `max_waiting` keeps out come later. A caller ends a request early by setting its `finish_reason`.
+        Leaving the loop aborts all of them.
         """
-        coming, submitted = deque(requests), list[Request]()
+        coming, submitted = deque(zip(arrivals or [0.0] * len(requests), requests, strict=True)), list[Request]()
+        begin = time.monotonic()
         try:
             while coming or submitted:
+                if coming and not submitted and (early := begin + coming[0][0] - time.monotonic()) > 0:
+                    time.sleep(early)
                 while coming and self.scheduler.room > 0 and (concurrency is None or len(submitted) < concurrency):
-                    submitted.append(coming.popleft())
+                    if begin + coming[0][0] > time.monotonic():
+                        break
+                    submitted.append(coming.popleft()[1])
                     self.submit(submitted[-1])
                 moved = self.step(wait=wait)
                 if moved:
-                    yield moved
+                    with timed_host(self.stats, "text"):
+                        yield moved
                 submitted = [request for request in submitted if request.finish_reason is None]
         finally:
             for request in requests:
@@ -231,16 +257,18 @@ class Engine:
     def _read(self, launched: list[tuple[Decode, Pending]]) -> list[Request]:
         """Take what launched forwards gave, and let the policy learn. One that ended meanwhile takes nothing more."""
         moved = []
-        for decode, pending in launched:
-            tokens = forwards = 0
-            for request, progress in zip(decode.requests, self.runner.results(pending), strict=True):
-                request.launched -= decode.most_committed
-                if request.finish_reason is None:
-                    tokens, forwards = tokens + len(progress.tokens), forwards + progress.forwards - request.forwards
-                    _take(request, progress)
-                    moved.append(request)
-            report = Report(decode.steps, pending.seconds(), tokens, forwards)
-            self.policy.observe(decode.shape, len(decode.requests), decode.sampling, report)
+        with timed_host(self.stats, "read"):
+            for decode, pending in launched:
+                tokens = forwards = 0
+                for request, progress in zip(decode.requests, self.runner.results(pending), strict=True):
+                    request.launched -= decode.most_committed
+                    if request.finish_reason is None:
+                        tokens += len(progress.tokens)
+                        forwards += progress.forwards - request.forwards
+                        _take(request, progress)
+                        moved.append(request)
+                report = Report(decode.steps, pending.seconds(), tokens, forwards)
+                self.policy.observe(decode.shape, len(decode.requests), decode.sampling, report)
         return moved
 
 

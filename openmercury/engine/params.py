@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from openmercury.config import Frozen
 
 DecodeMode = Literal["diffusion", "verified", "ar"]
-Mode = DecodeMode | Literal["auto"]
+Mode = Literal[DecodeMode, "auto"]
 
 
 class SamplingParams(Frozen):

@@ -23,6 +23,7 @@ from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
 from openmercury.engine.scheduler import PrefillSpan
 from openmercury.engine.state import LENGTH, MAX_STOP_IDS, Slots
+from openmercury.engine.stats import EngineStats, timed_head, timed_host, timed_step
 from openmercury.errors import DeviceMemoryError
 from openmercury.model.masks import CLEAN
 from openmercury.model.transformer import Attend, Transformer
@@ -66,6 +67,7 @@ class Pending:
 class Captured:
     """A step as a CUDA graph, with what it reads ([inputs, rows], last `given`) and what it returns."""
 
+    step: Callable[..., Any]
     graph: torch.cuda.CUDAGraph
     inputs: Tensor
     result: Any
@@ -99,6 +101,7 @@ class Runner:
         self.pages = self.cache.key.shape[1] // config.page_size
         self.graphs: dict[Hashable, Captured] = {}
         self.cuda: CudaForward | None = None
+        self.stats: EngineStats | None = None
         if (
             self.fused and self.dtype == torch.bfloat16
         ):  # exact float32 products are slow in Triton, and cuBLAS has them
@@ -140,6 +143,12 @@ class Runner:
                 "end what else runs there, raise cache_share or take a smaller model"
             )
         return tokens
+
+    def record(self, stats: EngineStats) -> None:
+        """Feed a recorder from now on."""
+        self.stats = stats
+        if self.cuda is not None:
+            self.cuda.stats = stats
 
     # --- rows in and out ---------------------------------------------------------------------------------------------
 
@@ -222,9 +231,13 @@ class Runner:
         if self.fused and self.config.graphs and columns * len(spans) <= CAPTURED_PREFILL:
             columns, size = bucket(columns, CHUNK_BUCKETS), bucket(len(spans), ROW_BUCKETS)
             # Padding writes the first token of slot 0, which nobody reads.
-            self._replay(("prefill", columns, size), given + [(0, 0, 0)] * (size - len(spans)), self._prefill(columns))
+            self._replay(
+                ("prefill", columns, size), given + [(0, 0, 0)] * (size - len(spans)), self._prefill(columns), 0
+            )
         else:
-            self._prefill(columns)(*self._tensor(list(zip(*given, strict=True))))
+            values = self._tensor(list(zip(*given, strict=True)))
+            with timed_step(self.stats, "prefill"):
+                self._prefill(columns)(*values)
 
     def _prefill(self, columns: int) -> Callable[..., None]:
         def run(rows: Tensor, start: Tensor, count: Tensor) -> None:
@@ -245,9 +258,12 @@ class Runner:
         if self.fused and self.config.graphs:
             size = bucket(len(slots), ROW_BUCKETS)
             padded = [(slot,) for slot in slots] + [(0,)] * (size - len(slots))
-            packed = self._replay((shape, sampling, size, forwards), padded, self._decode(shape, sampling, forwards))
+            key = (shape, sampling, size, forwards)
+            packed = self._replay(key, padded, self._decode(shape, sampling, forwards), forwards)
         else:
-            packed = self._decode(shape, sampling, forwards)(self._tensor(list(slots)))
+            rows = self._tensor(list(slots))
+            with timed_step(self.stats, "decode", forwards):
+                packed = self._decode(shape, sampling, forwards)(rows)
         assert packed.shape[1] == 4 + most
         pending = self._fetch(packed[: len(slots)], begin)
         if len(self.graphs) == graphs:
@@ -287,7 +303,8 @@ class Runner:
             end_RM = batch.end_RQ.gather(1, batch.want_RM)
             penalties = self.slots.penalties(rows, end_RM, self.model.config.vocab_size)
         statistics = shape.mode == "diffusion"
-        choice = self._choose(hidden_RMD.flatten(0, 1), params, penalties, sampling, statistics=statistics)
+        with timed_head(self.stats):
+            choice = self._choose(hidden_RMD.flatten(0, 1), params, penalties, sampling, statistics=statistics)
         modes.apply(self.slots, rows, shape, batch, choice, self.mask_id)
 
     def _choose(
@@ -317,18 +334,32 @@ class Runner:
         used = 1 + int(torch.where(batch.group_RQ == CLEAN, batch.position_RQ, 0).max())
         return GatherAttend(self.cache, batch, pages_RP, used, noisy=noisy)
 
-    def _replay(self, key: Hashable, given: Sequence[tuple[int | None, ...]], step: Callable[..., Result]) -> Result:
-        """Run `step` over the columns of `given` as a graph, captured when first wanted; its result is overwritten by
-        the next replay."""
+    def _replay(
+        self, key: Hashable, given: Sequence[tuple[int | None, ...]], step: Callable[..., Result], forwards: int
+    ) -> Result:
+        """Run `step` of so many decoding `forwards` over the columns of `given` as a graph, captured when first wanted;
+        its result is overwritten by the next replay."""
         if key not in self.graphs:
             self.graphs[key] = self._capture(step, (len(given[0]), len(given)))
+            if self.stats is not None:
+                self.stats.captured()
         captured = self.graphs[key]
         if captured.given != given:
             captured.inputs.copy_(self._tensor(list(zip(*given, strict=True))))
             captured.given = given
-        captured.graph.replay()
+        with timed_step(self.stats, "decode" if forwards else "prefill", forwards, key):
+            captured.graph.replay()
         result: Result = captured.result
         return result
+
+    @torch.inference_mode()
+    def replay_apart(self, key: Hashable) -> None:
+        """Capture the step of a graph once more and replay it over nothing, for `stats` to look into."""
+        step, inputs = self.graphs[key].step, self.graphs[key].inputs
+        again = self._capture(step, (inputs.shape[1], inputs.shape[0]))
+        for _ in range(3):  # the first finds nothing in the caches; the last one's times stand
+            again.graph.replay()
+        torch.cuda.synchronize(self.device)
 
     def _capture(self, step: Callable[..., Result], shape: tuple[int, int]) -> Captured:
         """Capture one step over rows of slot 0, which is always finished: nothing changes but scratch."""
@@ -343,7 +374,7 @@ class Runner:
         pool = next((captured.graph.pool() for captured in self.graphs.values()), None)
         with torch.cuda.graph(graph, pool=pool):
             result = step(*inputs)
-        return Captured(graph, inputs, result)
+        return Captured(step, graph, inputs, result)
 
     # --- results -----------------------------------------------------------------------------------------------------
 
@@ -379,7 +410,8 @@ class Runner:
     def results(self, pending: Pending) -> list[Progress]:
         """Wait for launched forwards and read what each row gained."""
         if pending.ready is not None:
-            pending.ready.synchronize()
+            with timed_host(self.stats, "wait"):
+                pending.ready.synchronize()
         return [Progress(row[4 : 4 + row[0]], row[1], row[2], row[3]) for row in pending.packed.tolist()]
 
     def _tensor(self, values: Sequence[object]) -> Tensor:

@@ -10,9 +10,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
+
 from openmercury.engine.params import SamplingParams
 from openmercury.eval.humaneval import TASKS, Sample, Task
 from openmercury.llm import Output, Usage
+from openmercury.model.config import AdapterFacts, DiffusionFacts
+from openmercury.model.convert import save_hf
+from tests import tiny
+from tests.text.made import FACTS, byte_level_core
 
 HELPED = '''import math
 from typing import List, Optional
@@ -51,6 +58,37 @@ def rows(count: int = TASKS) -> list[dict[str, str]]:
     return made
 
 
+def mbpp_rows(count: int = 40) -> list[dict[str, object]]:
+    """Test tasks of MBPP, numbered from 11 on, behind one that is no test task."""
+    return [
+        {
+            "task_id": number,
+            "text": f"Write a function to add {number}.",
+            "code": f"def add_{number}(x):\r\n  return x + {number}",
+            "test_list": [f"assert add_{number}(1) == {number + 1}"],
+        }
+        for number in range(10, 11 + count)
+    ]
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """A tiny random network with its adapter and a tokenizer."""
+    config = tiny.config().model_copy(
+        update={
+            "vocab_size": 512,
+            "max_context": 2048,
+            "diffusion": DiffusionFacts(mask_id=511, block_size=4, adapter=AdapterFacts(rank=4)),
+        }
+    )
+    model = tiny.network(dtype=torch.float32, of=config)
+    save_hf(model, folder)
+    assert model.adapter is not None
+    save_file(dict(model.adapter.named_parameters()), folder / "adapter.safetensors")
+    byte_level_core().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(FACTS))
+    return folder
+
+
 def tasks(count: int = TASKS) -> list[Task]:
     return [Task(**row) for row in rows(count)]
 
@@ -60,6 +98,9 @@ def write_data(folder: Path, made: Sequence[dict[str, str]] | None = None) -> Pa
     (folder / "humaneval").mkdir(parents=True)
     text = "".join(json.dumps(row) + "\n" for row in (rows() if made is None else made))
     (folder / "humaneval" / "HumanEval.jsonl.xz").write_bytes(lzma.compress(text.encode()))
+    (folder / "mbpp").mkdir()
+    text = "".join(json.dumps(row) + "\n" for row in mbpp_rows())
+    (folder / "mbpp" / "mbpp.jsonl.xz").write_bytes(lzma.compress(text.encode()))
     return folder
 
 

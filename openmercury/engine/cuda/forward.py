@@ -15,6 +15,7 @@ from openmercury.engine.cuda.head import Wanted, choose_fused
 from openmercury.engine.cuda.network import FusedTransformer
 from openmercury.engine.modes import Shape
 from openmercury.engine.state import Slots
+from openmercury.engine.stats import EngineStats, timed_head
 from openmercury.model.transformer import Transformer
 
 ONE_PASS = 160  # predictions up to which the head reads all groups at once, instead of its weights twice
@@ -26,6 +27,7 @@ class CudaForward:
     def __init__(self, model: Transformer, cache: PagedCache, slots: Slots, mask_id: int, head_rows: int) -> None:
         self.model, self.cache, self.slots, self.mask_id, self.head_rows = model, cache, slots, mask_id, head_rows
         self.network = FusedTransformer(model, cache)
+        self.stats: EngineStats | None = None
 
     def prefill(self, rows_R: Tensor, start_R: Tensor, count_R: Tensor, columns: int) -> None:
         """Write `count_R` committed tokens from `start_R` on to the cache."""
@@ -77,16 +79,18 @@ class CudaForward:
         *,
         statistics: bool = False,
     ) -> Choice:
+        with timed_head(self.stats):
+            if sampling == "truncated" or penalties is not None:
+                return self._choose_stored(plan, index_M, sampling, penalties, statistics=statistics)
+            return self._choose_fused(plan, index_M, sample=sampling == "sampled", statistics=statistics)
+
+    def _choose_fused(self, plan: steps.Planned, index_M: Tensor | None, *, sample: bool, statistics: bool) -> Choice:
         model, slots, layout = self.model, self.slots, plan.layout
-        if sampling == "truncated" or penalties is not None:
-            return self._choose_stored(plan, index_M, sampling, penalties, statistics=statistics)
         x_ND = self.network.norm(plan.stream.x_ND, model.norm.weight)
         wanted = Wanted(
             index_M, layout.rows_R, layout.columns, layout.position_N, plan.proposal_N, slots.temperature, slots.seed
         )
-        return choose_fused(
-            x_ND, model.head.weight, wanted, self.mask_id, sample=sampling == "sampled", statistics=statistics
-        )
+        return choose_fused(x_ND, model.head.weight, wanted, self.mask_id, sample=sample, statistics=statistics)
 
     def _choose_stored(
         self,
