@@ -356,7 +356,7 @@ class Runner:
     def replay_apart(self, key: Hashable) -> None:
         """Capture the step of a graph once more and replay it over nothing, for `stats` to look into."""
         step, inputs = self.graphs[key].step, self.graphs[key].inputs
-        again = self._capture(step, (inputs.shape[1], inputs.shape[0]))
+        again = self._capture(step, (inputs.shape[0], inputs.shape[1]))
         for _ in range(3):  # the first finds nothing in the caches; the last one's times stand
             again.graph.replay()
         torch.cuda.synchronize(self.device)

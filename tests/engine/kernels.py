@@ -174,11 +174,10 @@ def plans_and_applies(seed: int) -> None:
             index = steps.accept(other, row, width, token[:, :clean].contiguous()).long()
             drafted = token.flatten()[index].view(rows, width)
             steps.apply_verified(other, row, shape, token[:, :clean].contiguous(), drafted, picked=True)
-        active = row[other.forwards[row] > 0]
+        active, going = row[other.forwards[row] > 0], row[slots.done[row] == RUNNING]
         torch.testing.assert_close(other.forwards, slots.forwards)
-        for name in ("length", "done", "ahead_count", "written"):
-            torch.testing.assert_close(getattr(other, name)[active], getattr(slots, name)[active], msg=name)
-        going = row[slots.done[row] == RUNNING]
+        for name, those in (("length", active), ("done", active), ("written", active), ("ahead_count", going)):
+            torch.testing.assert_close(getattr(other, name)[those], getattr(slots, name)[those], msg=name)
         known = (
             torch.arange(width, device=DEVICE) < slots.ahead_count[going, None]
             if shape.mode == "verified"

@@ -35,21 +35,21 @@ def _attend_kernel(
     h = m % SHARE_PAD
     real = (n < queries) & (h < SHARE)
     at = row * queries + n
-    after_last_kernel(OVERLAP)
     pages += tl.load(rows + row) * pages_per_row
     end_m = tl.load(end + at, mask=real, other=0)
     group_m = tl.load(group + at, mask=real, other=-2)
-    q_at = query + row * stride_qr + n[:, None] * stride_qn + (head * SHARE + h)[:, None] * SIZE + e[None, :]
-    q = tl.load(q_at, mask=real[:, None], other=0.0)
-    best = tl.full([BLOCK_Q * SHARE_PAD], -1e30, tl.float32)
-    total = tl.zeros([BLOCK_Q * SHARE_PAD], tl.float32)
-    acc = tl.zeros([BLOCK_Q * SHARE_PAD, SIZE], tl.float32)
     last = tl.max(end_m, 0)
     # Page numbers are read one round ahead: keys then wait for one load, not for two in turn.
     run = tl.cdiv(tl.cdiv(last, SPLITS), BLOCK_T) * BLOCK_T
     first, last = split * run, tl.minimum(last, (split + 1) * run)
     t = first + tl.arange(0, BLOCK_T)
     page = tl.load(pages + t // PAGE, mask=t < last, other=0)
+    after_last_kernel(OVERLAP)
+    q_at = query + row * stride_qr + n[:, None] * stride_qn + (head * SHARE + h)[:, None] * SIZE + e[None, :]
+    q = tl.load(q_at, mask=real[:, None], other=0.0)
+    best = tl.full([BLOCK_Q * SHARE_PAD], -1e30, tl.float32)
+    total = tl.zeros([BLOCK_Q * SHARE_PAD], tl.float32)
+    acc = tl.zeros([BLOCK_Q * SHARE_PAD, SIZE], tl.float32)
     for t0 in range(first, last, BLOCK_T):
         t = t0 + tl.arange(0, BLOCK_T)
         inside = t < last

@@ -1,8 +1,11 @@
 """How the kernels of one forward follow each other: by programmatic dependent launch.
 
 On one GPU a small forward is a chain of some 200 kernels, each of which waits for the one before. With programmatic
-dependent launch (Hopper and later) the next kernel is already resident when its turn comes. (Asking for the weights
-before that wait, by bulk copies to the L2 cache, was measured and made forwards slower.)
+dependent launch (Hopper and later) the next kernel is already resident when its turn comes, and may do there what
+does not depend on the last one.
+
+What is safe before the wait: each kernel lets the next come up behind its own wait only, so all kernels but the last
+have ended by then, and what they wrote can be read.
 """
 
 from __future__ import annotations

@@ -55,13 +55,12 @@ def _load_b(b, column, column_ok, RANK: tl.constexpr, RANK_PAD: tl.constexpr):
 
 @triton.jit
 def _gated_a(
-    stacked, row, row_ok, gate, rows, stride, offset, RANK: tl.constexpr, RANK_PAD: tl.constexpr, SPLITS: tl.constexpr
+    stacked, row, row_ok, noisy, rows, stride, offset, RANK: tl.constexpr, RANK_PAD: tl.constexpr, SPLITS: tl.constexpr
 ):
     """g·Ax of some rows, in float32. Ax stands in `stacked` from `offset` on."""
     r = tl.arange(0, RANK_PAD)
     a = _sum_splits(stacked + offset, row, row_ok, r, r < RANK, rows, stride, SPLITS)
-    open_ = tl.load(gate + row, mask=row_ok, other=0) != 0
-    return tl.where(open_[:, None], a, 0.0)
+    return tl.where(noisy[:, None], a, 0.0)
 
 
 @triton.jit
@@ -102,13 +101,14 @@ def _residual_kernel(
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     n_ok, d_ok = n < rows, d < D
     ok = n_ok[:, None] & d_ok[None, :]
+    value = tl.load(x + n[:, None] * D + d[None, :], mask=ok, other=0.0)
     if LORA:
         rows_of_b = _load_b(b, d, d_ok, RANK, RANK_PAD)
+        noisy = tl.load(gate + n, mask=n_ok, other=0) != 0
     after_last_kernel(OVERLAP)
-    value = tl.load(x + n[:, None] * D + d[None, :], mask=ok, other=0.0)
     total = value.to(tl.float32) + _sum_splits(stacked, n, n_ok, d, d_ok, rows, stride, SPLITS)
     if LORA:
-        total += _low_rank(_gated_a(stacked, n, n_ok, gate, rows, stride, D, RANK, RANK_PAD, SPLITS), rows_of_b)
+        total += _low_rank(_gated_a(stacked, n, n_ok, noisy, rows, stride, D, RANK, RANK_PAD, SPLITS), rows_of_b)
     new = total.to(value.dtype)
     tl.store(x + n[:, None] * D + d[None, :], new, mask=ok)
     wide = tl.where(ok, new.to(tl.float32), 0.0)
@@ -129,12 +129,13 @@ def _silu_kernel(
     if LORA:
         left_b = _load_b(b, f, f_ok, RANK, RANK_PAD)
         right_b = _load_b(b, f + F, f_ok, RANK, RANK_PAD)
-    after_last_kernel(OVERLAP)
+        noisy = tl.load(gate + n, mask=n_ok, other=0) != 0
     scale = _rms_scale(square, n, n_ok, tiles, eps, D, TILES_PAD)[:, None]
+    after_last_kernel(OVERLAP)
     left = _sum_splits(stacked, n, n_ok, f, f_ok, rows, stride, SPLITS)
     right = _sum_splits(stacked, n, n_ok, f + F, f_ok, rows, stride, SPLITS)
     if LORA:
-        a = _gated_a(stacked, n, n_ok, gate, rows, stride, 2 * F, RANK, RANK_PAD, SPLITS)
+        a = _gated_a(stacked, n, n_ok, noisy, rows, stride, 2 * F, RANK, RANK_PAD, SPLITS)
         left += _low_rank(a, left_b)
         right += _low_rank(a, right_b)
     left *= scale
@@ -163,30 +164,30 @@ def _qkv_kernel(
     e, half = tl.arange(0, E), tl.arange(0, HALF)
     n_ok = n < rows
     every = head * E + e
+    rotated = head < H + G
     if LORA:
         rows_of_b = _load_b(b, every, e < E, RANK, RANK_PAD)
+        noisy = tl.load(gate + n, mask=n_ok, other=0) != 0
+    scale = _rms_scale(square, n, n_ok, tiles, eps, D, TILES_PAD)[:, None]
+    angle = tl.load(position + n, mask=n_ok, other=0)[:, None] * HALF + half[None, :]
+    c = tl.load(cos + angle, mask=n_ok[:, None] & rotated, other=1.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=n_ok[:, None] & rotated, other=0.0).to(tl.float32)
+    kept = tl.load(slot + n, mask=n_ok, other=0)
     after_last_kernel(OVERLAP)
     x = _sum_splits(stacked, n, n_ok, every, e < E, rows, stride, SPLITS)
     if LORA:
         offset = (H + 2 * G) * E
-        x += _low_rank(_gated_a(stacked, n, n_ok, gate, rows, stride, offset, RANK, RANK_PAD, SPLITS), rows_of_b)
-    x *= _rms_scale(square, n, n_ok, tiles, eps, D, TILES_PAD)[:, None]
+        x += _low_rank(_gated_a(stacked, n, n_ok, noisy, rows, stride, offset, RANK, RANK_PAD, SPLITS), rows_of_b)
+    x *= scale
     if BIAS:
         x += tl.load(bias + every).to(tl.float32)[None, :]
-    rotated = head < H + G
     if HEAD_NORM:
         weight = tl.load((q_norm if head < H else k_norm) + e).to(tl.float32)
         normed = x * (1.0 / tl.sqrt(tl.sum(x * x, 1) / E + eps))[:, None] * weight[None, :]
         x = tl.where(rotated, normed, x)
     left, right = _halves(x, BLOCK_N, E)
-    if rotated:
-        angle = tl.load(position + n, mask=n_ok, other=0)[:, None] * HALF + half[None, :]
-        c = tl.load(cos + angle, mask=n_ok[:, None], other=0.0).to(tl.float32)
-        s = tl.load(sin + angle, mask=n_ok[:, None], other=0.0).to(tl.float32)
-        first, second = left * c - right * s, right * c + left * s
-    else:
-        first, second = left, right
-    first, second = first.to(query.dtype.element_ty), second.to(query.dtype.element_ty)
+    first = (left * c - right * s).to(query.dtype.element_ty)
+    second = (right * c + left * s).to(query.dtype.element_ty)
     if head < H:
         to = query + n[:, None] * (H * E) + head * E + half[None, :]
         tl.store(to, first, mask=n_ok[:, None])
@@ -201,7 +202,6 @@ def _qkv_kernel(
             to = new + n[:, None] * (G * E) + group * E + half[None, :]
             tl.store(to, first, mask=n_ok[:, None])
             tl.store(to + HALF, second, mask=n_ok[:, None])
-        kept = tl.load(slot + n, mask=n_ok, other=0)
         to = stored + kept[:, None] * (G * E) + group * E + half[None, :]
         tl.store(to, first, mask=n_ok[:, None])
         tl.store(to + HALF, second, mask=n_ok[:, None])

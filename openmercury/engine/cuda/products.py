@@ -53,14 +53,22 @@ def _product_kernel(
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = (n0 + tl.arange(0, BLOCK_N)).to(tl.int64)
     m_ok, n_ok = m < rows, n < outputs
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    after_last_kernel(OVERLAP)
-    for k0 in range(begin, stop, BLOCK_K):
-        k = k0 + tl.arange(0, BLOCK_K)
+    if run <= BLOCK_K:  # then W can be asked for before x is there
+        k = begin + tl.arange(0, BLOCK_K)
         k_ok = k < stop
         w = tl.load(weight + n[:, None] * K + k[None, :], mask=n_ok[:, None] & k_ok[None, :], other=0.0)
+        after_last_kernel(OVERLAP)
         a = tl.load(x + m[:, None] * K + k[None, :], mask=m_ok[:, None] & k_ok[None, :], other=0.0)
-        acc += tl.dot(a, tl.trans(w), input_precision="ieee")
+        acc = tl.dot(a, tl.trans(w), input_precision="ieee")
+    else:
+        after_last_kernel(OVERLAP)
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for k0 in range(begin, stop, BLOCK_K):
+            k = k0 + tl.arange(0, BLOCK_K)
+            k_ok = k < stop
+            w = tl.load(weight + n[:, None] * K + k[None, :], mask=n_ok[:, None] & k_ok[None, :], other=0.0)
+            a = tl.load(x + m[:, None] * K + k[None, :], mask=m_ok[:, None] & k_ok[None, :], other=0.0)
+            acc += tl.dot(a, tl.trans(w), input_precision="ieee")
     at = (split.to(tl.int64) * rows + m[:, None]) * outputs + n[None, :]
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=m_ok[:, None] & n_ok[None, :])
 
