@@ -15,10 +15,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from openmercury.diffusion.sample import Sampling
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.pages import PagePool
 from openmercury.engine.params import SamplingParams
-from openmercury.engine.policy import AutoPolicy, Report
+from openmercury.engine.policy import AutoPolicy, Load, Report
 from openmercury.engine.request import Request
 from openmercury.engine.runner import Pending, Progress, Runner
 from openmercury.engine.scheduler import Decode, Plan, PrefillSpan, Scheduler
@@ -100,6 +101,22 @@ class Engine:
         self.stats = EngineStats(self.runner.device, self.runner.replay_apart)
         self.runner.record(self.stats)
         return self.stats
+
+    def warm_up(self, rows: Iterable[int], sampling: Sampling = "greedy") -> None:
+        """Capture the CUDA graphs that `auto` may want with so many rows at once, and those that read prompts.
+
+        Their times are the policy's first, so that it need not try shapes while requests wait. Takes seconds a number
+        of rows, more where kernels are compiled; does nothing where no graphs are used.
+        """
+        if not (self.runner.fused and self.config.graphs):
+            return
+        self.runner.warm_prefill()
+        for count in rows:
+            for shape in self.policy.shapes:
+                seconds = self.runner.warm_decode(shape, count, sampling, 1)
+                self.policy.costs.observe(Load.of(count, sampling), shape, Report(1, seconds, 0, 0))
+            for shape in self.policy.shapes:
+                self.runner.warm_decode(shape, count, sampling, self.policy.steps(shape, count, sampling))
 
     @property
     def busy(self) -> bool:
@@ -195,7 +212,7 @@ class Engine:
                 expired.append(request)
             if request.finish_reason is not None:
                 ended.append(request)
-        slots = [request.slot for request in ended if request.slot is not None]
+        slots = [request.slot for request in ended if request.slot is not None and not request.over]
         if slots:
             self.runner.leave(slots)
         for request in ended:
@@ -290,6 +307,7 @@ def _trust(requests: list[Request]) -> list[Request]:
 def _take(request: Request, progress: Progress) -> None:
     request.tokens += progress.tokens
     request.written, request.forwards = progress.written, progress.forwards
+    request.over = progress.done != RUNNING
     if progress.done == FAILED:
         request.fail(
             RequestFailedError(
@@ -297,5 +315,5 @@ def _take(request: Request, progress: Progress) -> None:
                 "try dtype float32, and check the checkpoint's weights"
             )
         )
-    elif progress.done != RUNNING:
+    elif request.over:
         request.finish_reason = "stop" if progress.done == STOP else "length"

@@ -38,6 +38,7 @@ class Request:
     written: int = 0
     prefill_end: int = 0  # where prefill stops: one less than the text at admission
     launched: int = 0  # tokens that forwards under way may commit at most
+    over: bool = False  # its row has ended on the device
     ahead: Tensor | None = None  # the active block of a preempted request
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ from openmercury.engine.modes import ForwardBatch, Shape
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
 from openmercury.engine.scheduler import PrefillSpan
-from openmercury.engine.state import LENGTH, MAX_STOP_IDS, Slots
+from openmercury.engine.state import INTS, LENGTH, MAX_STOP_IDS, REALS, RUNNING, Slots
 from openmercury.engine.stats import EngineStats, timed_head, timed_host, timed_step
 from openmercury.errors import DeviceMemoryError
 from openmercury.model.masks import CLEAN
@@ -154,38 +154,16 @@ class Runner:
 
     def admit(self, requests: Sequence[Request]) -> None:
         """Write new rows: text, limits, parameters."""
-        rows = self._tensor([request.slot for request in requests])
         slots, texts = self.slots, [request.tokens for request in requests]
-        lengths = [len(text) for text in texts]
-        longest = max(lengths)
+        ints, reals = zip(*(_row_fields(request) for request in requests), strict=True)
+        longest, stops = max(map(len, texts)), [_stop_row(request) for request in requests]
+        whole = [[request.slot, *row, *stop] for request, row, stop in zip(requests, ints, stops, strict=True)]
+        rows, given, stop = self._tensor(whole).split((1, len(INTS), MAX_STOP_IDS), dim=1)
+        rows = rows.flatten()
+        slots.ints[:, rows] = given.t()
+        slots.reals[:, rows] = self._tensor(reals).to(slots.reals.dtype).t()
+        slots.stop[rows] = stop
         slots.text[rows, :longest] = self._tensor([text + [0] * (longest - len(text)) for text in texts]).int()
-        policies = [policy_fields(request.params, request.width) for request in requests]
-        given: dict[str, Sequence[object]] = {
-            "prompt": [len(request.prompt) for request in requests],
-            "length": lengths,
-            "seen": lengths,
-            "written": [request.written for request in requests],
-            "limit": [request.limit for request in requests],
-            "done": [0] * len(requests),
-            "forwards": [request.forwards for request in requests],
-            "width": [request.width for request in requests],
-            "ahead_count": [0] * len(requests),
-            "stop": [_stop_row(request) for request in requests],
-            "temperature": [request.params.temperature for request in requests],
-            "top_k": [request.params.top_k for request in requests],
-            "top_p": [request.params.top_p for request in requests],
-            "seed": [request.params.seed for request in requests],
-            "presence": [request.params.presence_penalty for request in requests],
-            "frequency": [request.params.frequency_penalty for request in requests],
-            "repetition": [request.params.repetition_penalty for request in requests],
-            "threshold": [policy[0] for policy in policies],
-            "quota": [policy[1] for policy in policies],
-            "entropy_bound": [policy[2] for policy in policies],
-            "edit_below": [edit_below(request.params) for request in requests],
-        }
-        for name, values in given.items():
-            field: Tensor = getattr(slots, name)
-            field[rows] = self._tensor(values).to(field.dtype)
         slots.ahead[rows] = self.mask_id
         for request in requests:
             if request.ahead is not None:
@@ -196,9 +174,9 @@ class Runner:
     def set_pages(self, requests: Sequence[Request]) -> None:
         """Write the page tables of some rows."""
         longest = max(len(request.pages) for request in requests)
-        table = [request.pages + [0] * (longest - len(request.pages)) for request in requests]
-        rows = self._tensor([request.slot for request in requests])
-        self.slots.pages[rows, :longest] = self._tensor(table).int()
+        table = [[request.slot, *request.pages] + [0] * (longest - len(request.pages)) for request in requests]
+        given = self._tensor(table)
+        self.slots.pages[given[:, 0], :longest] = given[:, 1:].int()
 
     def leave(self, slots: Sequence[int]) -> None:
         """Freeze rows whose request ended on the host's side."""
@@ -276,6 +254,27 @@ class Runner:
         rows = self._tensor([request.slot for request in requests])
         self.slots.seen[rows] = self._tensor([len(request.tokens) for request in requests])
         return self._fetch(self._pack(rows, shape.most_committed * forwards), self._now())
+
+    @torch.inference_mode()
+    def warm_prefill(self) -> None:
+        """Capture the graphs that read prompts."""
+        for columns in CHUNK_BUCKETS:
+            for size in ROW_BUCKETS:
+                if columns * size <= CAPTURED_PREFILL:
+                    self._replay(("prefill", columns, size), [(0, 0, 0)] * size, self._prefill(columns), 0)
+
+    @torch.inference_mode()
+    def warm_decode(self, shape: Shape, rows: int, sampling: Sampling, forwards: int) -> float:
+        """Capture the graph of so many rows and forwards; returns the seconds of one forward over finished rows."""
+        size = bucket(rows, ROW_BUCKETS)
+        key, given = (shape, sampling, size, forwards), [(0,)] * size
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for _ in range(3):  # the last one's time stands
+            begin.record()
+            self._replay(key, given, self._decode(shape, sampling, forwards), 0)
+            end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3 / forwards
 
     def _decode(self, shape: Shape, sampling: Sampling, forwards: int) -> Callable[[Tensor], Tensor]:
         def run(rows: Tensor) -> Tensor:
@@ -417,6 +416,23 @@ class Runner:
     def _tensor(self, values: Sequence[object]) -> Tensor:
         given = torch.tensor(values)
         return given.pin_memory().to(self.device, non_blocking=True) if self.fused else given
+
+
+def _row_fields(request: Request) -> tuple[list[int], list[float]]:
+    """What a new row holds in `state.INTS` and `state.REALS`."""
+    p, length = request.params, len(request.tokens)
+    threshold, quota, entropy_bound = policy_fields(p, request.width)
+    ints = {
+        "prompt": len(request.prompt), "length": length, "seen": length, "written": request.written,
+        "limit": request.limit, "done": RUNNING, "forwards": request.forwards, "width": request.width,
+        "ahead_count": 0, "top_k": p.top_k, "seed": p.seed, "quota": quota,
+    }  # fmt: skip
+    reals = {
+        "temperature": p.temperature, "top_p": p.top_p, "presence": p.presence_penalty,
+        "frequency": p.frequency_penalty, "repetition": p.repetition_penalty, "threshold": threshold,
+        "entropy_bound": entropy_bound, "edit_below": edit_below(p),
+    }  # fmt: skip
+    return [ints[name] for name in INTS], [reals[name] for name in REALS]
 
 
 def _stop_row(request: Request) -> list[int]:

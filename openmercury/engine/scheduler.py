@@ -52,6 +52,7 @@ class Plan:
 
 
 SAMPLINGS: tuple[Sampling, ...] = ("greedy", "sampled", "truncated")  # each also serves those before it
+GROWTH = 8  # pages taken at a time while there are plenty
 
 
 class Scheduler:
@@ -177,6 +178,8 @@ class Scheduler:
         missing = self._pages_for(reach) - len(request.pages)
         if missing <= 0:
             return
+        if self.pool.available > self.pool.capacity // 2:  # then more at a time, so that tables change seldom
+            missing = min(max(missing, GROWTH), self._pages_for(request.limit) - len(request.pages))
         while (taken := self.pool.take(missing)) is None:
             settle()
             victim = self.running[-1]

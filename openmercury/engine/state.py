@@ -26,10 +26,26 @@ class Committed(NamedTuple):
     count_R: Tensor
 
 
+# Fields of one number a slot are rows of two tensors, so that a request is written by few copies.
+INTS = (
+    "prompt", "length", "seen", "written", "limit", "done", "forwards", "width", "ahead_count", "top_k", "seed",
+    "quota",
+)  # fmt: skip
+REALS = (
+    "temperature", "top_p", "presence", "frequency", "repetition", "threshold", "entropy_bound", "edit_below",
+)  # fmt: skip
+OFF = {
+    "prompt": 1, "length": 1, "seen": 1, "limit": 1, "done": LENGTH, "width": 1,
+    "top_p": 1.0, "repetition": 1.0, "threshold": 2.0, "entropy_bound": -1.0,
+}  # fmt: skip
+
+
 @dataclass
 class Slots:
     """Row tensors of S slots. Integers are int64, `text` int32; `written` counts tokens whose KV is in the cache."""
 
+    ints: Tensor  # [len(INTS), S]
+    reals: Tensor  # [len(REALS), S]
     text: Tensor  # [S, longest text + 1]; the last column takes writes that mean nothing
     prompt: Tensor  # the length it began with
     length: Tensor
@@ -58,36 +74,20 @@ class Slots:
     @classmethod
     def empty(cls, slots: int, longest: int, widest: int, pages: int, device: torch.device) -> Slots:
         """All slots finished and empty."""
-
-        def row(value: float = 0, dtype: torch.dtype = torch.long) -> Tensor:
-            return torch.full((slots,), value, dtype=dtype, device=device)
-
         real = torch.float32
+        ints = torch.zeros(len(INTS), slots, dtype=torch.long, device=device)
+        reals = torch.zeros(len(REALS), slots, dtype=real, device=device)
+        rows = dict(zip(INTS, ints, strict=True)) | dict(zip(REALS, reals, strict=True))
+        for name, value in OFF.items():
+            rows[name].fill_(value)
         return cls(
+            ints=ints,
+            reals=reals,
             text=torch.zeros(slots, longest + 1, dtype=torch.int32, device=device),
-            prompt=row(1),
-            length=row(1),
-            written=row(),
-            limit=row(1),
-            seen=row(1),
-            done=row(LENGTH),
-            forwards=row(),
-            width=row(1),
             ahead=torch.zeros(slots, widest, dtype=torch.long, device=device),
-            ahead_count=row(),
             stop=torch.full((slots, MAX_STOP_IDS), NO_TOKEN, device=device),
             pages=torch.zeros(slots, pages, dtype=torch.int32, device=device),
-            temperature=row(dtype=real),
-            top_k=row(),
-            top_p=row(1.0, real),
-            seed=row(),
-            presence=row(dtype=real),
-            frequency=row(dtype=real),
-            repetition=row(1.0, real),
-            threshold=row(2.0, real),
-            quota=row(),
-            entropy_bound=row(-1.0, real),
-            edit_below=row(dtype=real),
+            **rows,
         )
 
     def policy(self, rows: Tensor) -> Policy:

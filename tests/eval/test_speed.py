@@ -46,6 +46,10 @@ class ClockworkLLM:
     def __init__(self, device: str = "cuda") -> None:
         self.device, self.now, self.forwards = device, 0.0, 0
         self.sent: list[tuple[int, list[int]]] = []  # requests and their max_tokens, of each pass
+        self.warmed: list[list[int]] = []
+
+    def warm_up(self, concurrency: list[int]) -> None:
+        self.warmed.append(concurrency)
 
     def record(self) -> ClockworkStats:
         return ClockworkStats(self)
@@ -125,6 +129,8 @@ def test_the_pass_before_is_short_and_frays(llm: ClockworkLLM) -> None:
     assert count == 16
     assert lengths == sorted(lengths)
     assert (lengths[0], lengths[-1], len(set(lengths[-8:]))) == (8, 100, 5)
+    bench(llm).warm_up(SamplingParams(mode="auto"), 8)
+    assert llm.warmed == [[], [8, 6]]
     without_graphs = ClockworkLLM("cpu")
     bench(without_graphs).warm_up(SamplingParams(mode="ar"), 8)
     assert without_graphs.sent == [(1, [8])]
