@@ -164,7 +164,7 @@ class Runner:
         slots.reals[:, rows] = self._tensor(reals).to(slots.reals.dtype).t()
         slots.stop[rows] = stop
         slots.text[rows, :longest] = self._tensor([text + [0] * (longest - len(text)) for text in texts]).int()
-        slots.ahead[rows] = self.mask_id
+        slots.ahead.index_fill_(0, rows, self.mask_id)  # a number assigned by index would wait for the device
         for request in requests:
             if request.ahead is not None:
                 slots.ahead[request.slot] = request.ahead
@@ -180,7 +180,7 @@ class Runner:
 
     def leave(self, slots: Sequence[int]) -> None:
         """Freeze rows whose request ended on the host's side."""
-        self.slots.done[self._tensor(list(slots))] = LENGTH
+        self.slots.done.index_fill_(0, self._tensor(list(slots)), LENGTH)
 
     def block(self, slot: int) -> Tensor:
         """A copy of the active block or drafts of one row."""

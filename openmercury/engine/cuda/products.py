@@ -41,7 +41,7 @@ def tiles_for(positions: int, outputs: int, inner: int) -> Tiles:
         return Tiles(m, 64, 64, 4, stages=5)
     if inner >= 4096:
         return Tiles(m, 64, 128, 8, stages=3) if many else Tiles(m, 32, 128, 8)
-    return Tiles(m, 32, 64, 2 if many else 4, stages=5)
+    return Tiles(m, 32, 64, 2, stages=5) if many else Tiles(m, 32, 256, 4, stages=3)
 
 
 @triton.jit
