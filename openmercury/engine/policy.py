@@ -26,7 +26,7 @@ from openmercury.engine.config import ROW_BUCKETS, EngineConfig, bucket
 from openmercury.engine.modes import Shape
 
 DECIDE_EVERY = 16  # visits of the host to the device from one choice to the next
-TRIAL_VISITS = 4
+TRIAL_VISITS = 8  # forwards of "last" take turns in how much they verify
 STAY = 1.01  # how much better another shape must be
 OPTIMISM = 1.1  # a shape without times here may be this much better than predicted
 FORGET_VISITS = 4096  # after as many, a time not measured again is a prediction again
@@ -155,7 +155,7 @@ class Acceptance:
 class Timing:
     """Running mean of a forward's seconds. What is far off was another program's doing, so it counts as `FAR` off."""
 
-    FAR: ClassVar[float] = 1.25
+    FAR: ClassVar[float] = 1.5
 
     seconds: float
     count: int
@@ -164,7 +164,7 @@ class Timing:
     def add(self, seconds: float, visit: int) -> None:
         """Take one more."""
         self.count, self.visit = self.count + 1, visit
-        if self.count <= 3:  # the first forwards of a shape also set things up
+        if self.count == 2:  # the first forward of a shape also sets things up
             self.seconds = min(self.seconds, seconds)
         else:
             clipped = min(max(seconds, self.seconds / self.FAR), self.FAR * self.seconds)

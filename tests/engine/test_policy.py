@@ -197,7 +197,7 @@ def test_another_program_beside_does_not_change_a_time_by_much() -> None:
     rng, timing = random.Random(1), Timing(0.05, 1, 0)
     for visit in range(500):
         timing.add(0.05 * rng.gauss(1, 0.05) * (10 if rng.random() < 0.2 else 1), visit)
-    assert timing.seconds == pytest.approx(0.05, rel=0.12)
+    assert timing.seconds == pytest.approx(0.05, rel=0.2)
     for visit in range(500):
         timing.add(0.1, visit)
     assert timing.seconds == pytest.approx(0.1, rel=0.02)
