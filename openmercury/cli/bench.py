@@ -52,20 +52,21 @@ def bench(
         raise UsageProblem(f"--concurrency {concurrency!r} should be whole numbers from 1 on, as in 1,8,32")
     each = [Settings(mode=name, max_tokens=max_tokens).sampling() for name in modes]  # type: ignore[arg-type]
     from openmercury.cli.evaluate import progress
-    from openmercury.engine.config import EngineConfig
+    from openmercury.engine.setup import setup
     from openmercury.eval import humaneval, speed
-    from openmercury.llm import LLM, pick_device, pick_dtype
+    from openmercury.llm import LLM, default_model, pick_device
+    from openmercury.model.config import read_config
     from openmercury.text import chat
 
     tasks = humaneval.load(data)[:limit]
     if json_out is not None:
         json_out.parent.mkdir(parents=True, exist_ok=True)
-    on = pick_device(device)
-    engine = EngineConfig.for_device(on.type, str(pick_dtype(dtype, on)).removeprefix("torch."))
+    chosen = setup(dtype, pick_device(device).type, read_config(default_model() if model is None else Path(model)))
+    engine = chosen.engine
     llm = LLM(
         model,
         device=device,
-        dtype=dtype,
+        dtype=chosen.dtype,
         engine=engine.model_copy(update={"prefix_cache": False, "max_requests": max(*levels, engine.max_requests)}),
     )
     prompts = [chat.render(llm.tokenizer, [{"role": "user", "content": humaneval.chat_prompt(task)}]) for task in tasks]
