@@ -9,7 +9,7 @@ import pytest
 from openmercury.engine import setup as chosen
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.setup import fastest, setup
-from openmercury.engine.widths import best_block, best_drafts, draft_speed, forward_ms
+from openmercury.engine.widths import KEPT, best_block, best_drafts, draft_speed, forward_ms
 from openmercury.errors import ConfigError
 from openmercury.model.costs import ROWS
 from tests.tiny import config
@@ -26,13 +26,18 @@ def test_a_forward_lies_between_the_measured_ones() -> None:
 
 
 def test_free_rows_ask_for_wide_drafts_and_dear_ones_for_narrow() -> None:
-    assert best_drafts(FLAT).groups == "all"
-    assert best_drafts(FLAT).width == max(width for width in range(1, 9) if (width + 1) ** 2 <= max(ROWS))
+    assert best_drafts(FLAT).width > 7
     assert best_block(FLAT) == 16
     assert best_drafts(STEEP).width == 1
     assert best_block(STEEP) == 4
-    bent = best_drafts(BENT)
-    assert all(draft_speed(BENT, width, groups) <= bent.speed for width in (2, 3, 4) for groups in ("all", "last"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("costs", [FLAT, STEEP, BENT])
+def test_no_measured_shape_promises_more(costs: dict[int, float]) -> None:
+    best = best_drafts(costs)
+    assert best.speed == pytest.approx(draft_speed(costs, best.width, best.groups))
+    assert all(draft_speed(costs, width, "all") <= best.speed for width in range(1, 5))
+    assert all(draft_speed(costs, width, "last") <= best.speed for width in range(1, len(KEPT) + 1))
 
 
 def test_the_format_is_that_of_the_fastest_drafts() -> None:
