@@ -1,7 +1,7 @@
 """`doctor`: what this machine is, what OpenMercury chose on it and why, and whether the model is whole.
 
-Every problem comes with its remedy; exit 1 when one of them keeps the model from running. The matrix products of a
-forward are timed afresh, and what loading a model remembers of them is renewed.
+Every problem comes with its remedy; exit 1 when one of them keeps the model from running. What forwards
+cost is measured afresh, and what loading a model remembers of it is renewed.
 """
 
 from __future__ import annotations

@@ -56,4 +56,4 @@ def fastest(costs: Mapping[str, Costs]) -> tuple[str, str]:
     speed = {name: 1e3 * best_drafts(each).speed for name, each in costs.items()}
     chosen = max(speed, key=lambda name: speed[name])
     told = ", ".join(f"{name} {speed[name]:.0f}" for name in sorted(speed, key=lambda name: -speed[name]))
-    return chosen, f"most tokens a second of `verified` by its matrix products: {told}"
+    return chosen, f"most tokens a second of `verified` by what forwards cost: {told}"

@@ -1,9 +1,9 @@
-"""A short measurement of the machine: what a forward's matrix products cost, by format of the weights and by rows.
+"""A short measurement of the machine: what a forward costs, by format of the weights and by rows.
 
-The matrices of one layer, repeated until no cache holds them, are multiplied in the form that decoding uses, and the
-time is scaled to all weights of the checkpoint. The least of several interleaved passes counts: other work on the
-machine only ever adds. What was found is kept for this processor, PyTorch, number of threads and shape of network,
-since it takes about a second.
+A network of a few of the layers, and of as large a share of the vocabulary, is packed as decoding packs it and run over
+noisy rows; its time is scaled to all layers. It is larger than caches are, since a forward reads its weights from
+memory. The least of several interleaved passes counts: other work on the machine only ever adds. What was found is kept
+for this processor, PyTorch, number of threads and shape of network, since it takes more than a second.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from openmercury.log import get_logger
 from openmercury.model import machine
+from openmercury.model.attention import DenseAttend
 from openmercury.model.config import ModelConfig
-from openmercury.model.packed import Int8Linear, PackedLinear, can_pack
+from openmercury.model.packed import Int8Linear, PackedLinear, can_pack, pack
+from openmercury.model.transformer import Transformer
+from openmercury.model.weights import empty_model
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32)
-SECONDS = 0.8  # of measuring, beside which packing takes as long again
+SECONDS = 0.8  # of measuring, beside which packing takes as long
 LEAST_PASSES, MOST_PASSES = 2, 8
 BYTES = 96_000_000  # of each format: more than a cache holds, since a forward reads its weights from memory
 CACHE = "probe.json"
 
 Costs = dict[int, float]  # rows → milliseconds
-Product = Callable[[Tensor], Tensor]
 
 
 class Format(NamedTuple):
@@ -81,14 +81,15 @@ def _layer(config: ModelConfig) -> list[tuple[int, int]]:
 
 
 def measure(config: ModelConfig, device: str = "cpu", seconds: float = SECONDS) -> dict[str, Costs]:
-    """Milliseconds of one forward's matrix products on this machine, for each candidate format and each of `ROWS`."""
-    products = {name: _products(config, FORMATS[name], device) for name in candidates(device)}
-    best = {name: dict.fromkeys(ROWS, float("inf")) for name in products}
+    """Milliseconds of one forward on this machine, its head included, for each candidate format and each of `ROWS`."""
+    networks = {name: _network(config, FORMATS[name], device) for name in candidates(device)}
+    best = {name: dict.fromkeys(ROWS, float("inf")) for name in networks}
     begin, passes = time.perf_counter(), 0
     while passes < LEAST_PASSES or (passes < MOST_PASSES and time.perf_counter() - begin < seconds):
-        for name, (layers, scale) in products.items():
+        for name, network in networks.items():
+            scale = 1e3 * config.n_layers / network.config.n_layers
             for rows in ROWS:
-                best[name][rows] = min(best[name][rows], 1e3 * scale * _seconds(layers, rows))
+                best[name][rows] = min(best[name][rows], scale * _seconds(network, rows))
         passes += 1
     return {name: rising(costs) for name, costs in best.items()}
 
@@ -98,37 +99,29 @@ def rising(costs: Costs) -> Costs:
     return {rows: round(min(ms for more, ms in costs.items() if more >= rows), 2) for rows in costs}
 
 
-Layers = list[tuple[Product, Tensor]]  # a product and the widest input for it, [rows, in]
-
-
-def _products(config: ModelConfig, kind: Format, device: str) -> tuple[Layers, float]:
-    """A few layers' products, and all weights of the network ÷ theirs."""
-    shapes = _layer(config)
-    count = sum(o * i for o, i in shapes)
-    copies = min(config.n_layers, -(-BYTES // (count * kind.bytes)))
-    matrices = [torch.full(shape, 0.01, dtype=kind.dtype, device=device) for shape in shapes]
-    layers: Layers = []
-    for _ in range(copies):
-        for matrix in matrices:
-            x = torch.ones(max(ROWS), matrix.shape[1], dtype=kind.dtype, device=device)
-            layers.append((_product(matrix, kind), x))
-    return layers, weights_read(config) / (copies * count)
-
-
-def _product(matrix: Tensor, kind: Format) -> Product:
-    if matrix.device.type == "cpu" and packable(kind):
-        return Int8Linear(matrix, None) if kind.int8 else PackedLinear(matrix, None)
-    own = matrix.clone()
-    return lambda x: F.linear(x, own)
+def _network(config: ModelConfig, kind: Format, device: str) -> Transformer:
+    """The first layers of a network, and the same share of its vocabulary, with some weights."""
+    each = sum(o * i for o, i in _layer(config)) * kind.bytes
+    layers = min(config.n_layers, -(-BYTES // each))
+    facts = config.diffusion and config.diffusion.model_copy(update={"mask_id": 0})
+    share = -(-config.vocab_size * layers // config.n_layers)
+    small = config.model_copy(update={"n_layers": layers, "vocab_size": share, "diffusion": facts})
+    network = empty_model(small, kind.dtype, device)
+    for parameter in network.parameters():
+        parameter.fill_(0.01)
+    if device == "cpu" and packable(kind):
+        pack(network, Int8Linear if kind.int8 else PackedLinear)
+    return network
 
 
 @torch.inference_mode()
-def _seconds(layers: Layers, rows: int) -> float:
+def _seconds(network: Transformer, rows: int) -> float:
+    device = network.embedding.weight.device
+    position = torch.arange(rows, device=device)[None]
+    attend = DenseAttend(torch.ones(1, rows, rows, dtype=torch.bool, device=device))
+    ids, noisy = torch.ones_like(position), torch.ones_like(position, dtype=torch.bool)
     begin = time.perf_counter()
-    for product, x in layers:
-        product(x[:rows])
-    if layers[0][1].is_cuda:
-        torch.cuda.synchronize()
+    network.logits(network(ids, position, attend, noisy)[0]).argmax(-1).tolist()
     return time.perf_counter() - begin
 
 
