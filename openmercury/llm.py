@@ -19,10 +19,13 @@ from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
 from openmercury.engine.params import Mode, SamplingParams
 from openmercury.engine.request import FinishReason, Request
+from openmercury.engine.setup import setup
 from openmercury.engine.stats import EngineStats
 from openmercury.errors import CheckpointError, ConfigError, EmptyPromptError, OpenMercuryError
 from openmercury.model.config import read_config
-from openmercury.model.packed import pack
+from openmercury.model.costs import FORMATS, packable
+from openmercury.model.machine import set_threads
+from openmercury.model.packed import Int8Linear, PackedLinear, pack
 from openmercury.model.weights import Progress, load_model
 from openmercury.text import chat, fim
 from openmercury.text.stream import TextStream
@@ -99,25 +102,6 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto": bfloat16 on GPUs and on CPUs that multiply it in hardware, float32 elsewhere."""
-    if name == "auto":
-        fast = device.type == "cuda" or _cpu_multiplies_bfloat16()
-        return torch.bfloat16 if fast else torch.float32
-    if name not in ("float32", "bfloat16", "float64"):
-        raise ConfigError(f"dtype {name!r} is unknown: use auto, float32, bfloat16 or float64")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
 class LLM:
     """A loaded checkpoint with its tokenizer and engine.
 
@@ -141,13 +125,17 @@ class LLM:
             )
         begin = time.monotonic()
         on = pick_device(device)
-        kind = pick_dtype(dtype, on)
-        self.folder, self.device, self.dtype = folder, str(on), str(kind).removeprefix("torch.")
         self.config = read_config(folder)
+        if on.type == "cpu":
+            set_threads()
+        chosen = setup(dtype, on.type, self.config)
+        self.folder, self.device, self.dtype = folder, str(on), chosen.dtype
         self.tokenizer = Tokenizer.load(folder)
-        network = load_model(folder, dtype=kind, device=on, config=self.config, progress=progress)
-        pack(network)
-        self.engine = Engine(network, engine or EngineConfig.for_device(on.type, self.dtype))
+        kind = FORMATS[chosen.dtype]
+        network = load_model(folder, dtype=kind.dtype, device=on, config=self.config, progress=progress)
+        if on.type == "cpu" and packable(kind):
+            pack(network, Int8Linear if kind.int8 else PackedLinear)
+        self.engine = Engine(network, engine or chosen.engine)
         self.load_seconds = time.monotonic() - begin
 
     def generate(self, prompt: str, params: SamplingParams | None = None) -> Output:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from openmercury.eval.prompts import PromptSet
     from openmercury.eval.speed import Speed
     from openmercury.llm import LLM
+    from openmercury.model.config import ModelConfig
 
 LOAD, NETWORK = "Load", "Forwards alone"
 OPEN_WARM_UP = 32  # clients of the pass before an open loop
@@ -128,7 +129,7 @@ def bench(
         check(picture)
     modes = _modes(mode, simulated=random_weights is not None)
     report = Report(json_out)
-    settings = _start(report, device, dtype, max([*levels, 1]))
+    settings = _start(report, device, dtype, _config(model, random_weights), max([*levels, 1]))
     if random_weights is not None:
         engine = _random_engine(report, random_weights, settings)
         _simulated(report, engine, modes, levels, context, simulated_tpf)
@@ -246,15 +247,25 @@ def asked_params(mode: str, asked: PromptSet) -> SamplingParams:
     return params.model_copy(update={"ignore_eos": asked.ignore_eos})
 
 
-def _start(report: Report, device: str, dtype: str, most: int) -> EngineConfig:
+def _config(model: str | None, random_weights: str | None) -> ModelConfig:
+    from openmercury.llm import default_model
+    from openmercury.model.config import read_config
+    from openmercury.model.shapes import config_of
+
+    if random_weights is not None:
+        return config_of(random_weights)
+    return read_config(default_model() if model is None else Path(model))
+
+
+def _start(report: Report, device: str, dtype: str, config: ModelConfig, most: int) -> EngineConfig:
     """Settings for the device at hand, with room for `most` requests; no prefix cache: every prompt is read."""
-    from openmercury.engine.config import EngineConfig
-    from openmercury.llm import pick_device, pick_dtype
+    from openmercury.engine.setup import setup
+    from openmercury.llm import pick_device
 
     on = pick_device(device)
-    kind = str(pick_dtype(dtype, on)).removeprefix("torch.")
-    report.figures |= {"device": str(on), "hardware": hardware(on.type), "dtype": kind}
-    settings = EngineConfig.for_device(on.type, kind)
+    chosen = setup(dtype, on.type, config)
+    report.figures |= {"device": str(on), "hardware": hardware(on.type), "dtype": chosen.dtype}
+    settings = chosen.engine
     return settings.model_copy(update={"prefix_cache": False, "max_requests": max(most, settings.max_requests)})
 
 
@@ -320,12 +331,15 @@ def _random_engine(report: Report, name: str, settings: EngineConfig) -> Engine:
     import torch
 
     from openmercury.engine.engine import Engine
-    from openmercury.model.packed import pack
+    from openmercury.model.costs import FORMATS, packable
+    from openmercury.model.packed import Int8Linear, PackedLinear, pack
     from openmercury.model.shapes import random_model
 
     figures = report.figures
-    network = random_model(name, getattr(torch, figures["dtype"]), torch.device(figures["device"]))
-    pack(network)
+    kind, on = FORMATS[figures["dtype"]], torch.device(figures["device"])
+    network = random_model(name, kind.dtype, on)
+    if on.type == "cpu" and packable(kind):
+        pack(network, Int8Linear if kind.int8 else PackedLinear)
     figures |= {"model": f"{name} with random weights"}
     report.say()
     return Engine(network, settings)

@@ -1,17 +1,15 @@
 """`doctor`: what this machine is, what OpenMercury chose on it and why, and whether the model is whole.
 
-Every problem comes with its remedy; exit 1 when one of them keeps the model from running. The probe times the largest
-matrix of the model over 1, 8 and 32 positions and scales it to all weights: what a forward costs, before any cache.
+Every problem comes with its remedy; exit 1 when one of them keeps the model from running. What forwards
+cost is measured afresh, and what loading a model remembers of it is renewed.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import platform
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,20 +17,12 @@ import typer
 
 from openmercury.cli.options import option
 from openmercury.errors import CheckpointError, OpenMercuryError, SandboxError
+from openmercury.model import machine
 
 if TYPE_CHECKING:
-    import torch
-
     from openmercury.model.config import ModelConfig
 
-FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # the last two are ARM's
-BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
-POSITIONS = (1, 8, 32)
-PROBE_SECONDS = 0.25  # for each of two formats and three widths
-PROBE_BYTES = 96_000_000  # more than a cache holds: a forward reads its weights from memory
-PROBE_ELEMENTS = 16_000_000
-SHIPPED_SHAPE = (896, 9728, 493_961_216)  # its width, widest matrix and weights, for machines where it is missing
-
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # the last two are ARM's
 Facts = dict[str, Any]
 
 
@@ -70,15 +60,14 @@ def examine(model: str | None, device: str, hashes: bool, problems: list[str]) -
     except (ImportError, OSError) as error:
         problems.append(f"torch cannot be imported ({error}): install it again, `make clean` and `make demo` do so")
         return facts
-    facts["torch"] = {"version": torch.__version__, "threads": torch.get_num_threads(), "gpus": list(_gpus())}
+    facts["torch"] = {"version": torch.__version__, **_threads(), "gpus": list(_gpus())}
     config = None
     try:
         facts["model"], config = _model(model, hashes, problems)
     except OpenMercuryError as error:
         problems.append(str(error))
     try:
-        facts["device"], facts["dtype"], facts["why"] = _choice(device)
-        facts["forward_ms"] = _probe(facts["device"], config)
+        facts |= _choice(device, config)
     except OpenMercuryError as error:
         problems.append(str(error))
     if config is not None:
@@ -95,26 +84,30 @@ def _python() -> Facts:
 
 
 def _cpu() -> Facts:
-    told = _read("/proc/cpuinfo").splitlines()
-    lines = dict(line.partition(":")[::2] for line in reversed(told) if ":" in line)
-    lines = {key.strip(): value.strip() for key, value in lines.items()}
-    present = set((lines.get("flags") or lines.get("Features") or "").split())
+    name, flags = machine.processor()
     return {
-        "name": lines.get("model name") or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "flags": [flag for flag in FLAGS if flag in present],
+        "name": name,
+        "cores": len(machine.available_cpus()),
+        "flags": [flag for flag in FLAGS if flag in flags],
     }
+
+
+def _threads() -> Facts:
+    """How many threads torch runs, and what decided it."""
+    asked = os.environ.get(machine.THREADS_VARIABLE)
+    why = f"{machine.THREADS_VARIABLE}={asked}" if asked else "one for each core this process may use"
+    return {"threads": machine.set_threads(), "threads_why": why}
 
 
 def _memory() -> Facts:
     """Gigabytes this process may use, the container's limit included; empty where the system does not tell."""
-    lines = dict(line.partition(":")[::2] for line in _read("/proc/meminfo").splitlines())
+    lines = dict(line.partition(":")[::2] for line in machine.read("/proc/meminfo").splitlines())
     if "MemTotal" not in lines:
         return {}
     total, available = (int(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    limit = machine.read("/sys/fs/cgroup/memory.max").strip()
     if limit.isdecimal() and int(limit) < total:
-        used = _read("/sys/fs/cgroup/memory.current").strip()
+        used = machine.read("/sys/fs/cgroup/memory.current").strip()
         total = int(limit)
         available = min(available, total - int(used or 0))
     return {"total_gb": round(total / 1e9, 1), "available_gb": round(available / 1e9, 1)}
@@ -128,76 +121,22 @@ def _gpus() -> Iterator[str]:
         yield f"{facts.name}, {facts.total_memory / 1e9:.0f} GB"
 
 
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 # --- what was chosen, and how fast it is -----------------------------------------------------------------------------
 
 
-def _choice(device: str) -> tuple[str, str, str]:
-    """Device, number format and the reason for it, by the same functions that load the model."""
-    from openmercury.llm import pick_device, pick_dtype
+def _choice(device: str, config: ModelConfig | None) -> Facts:
+    """Device, number format and the reason for it, by the same functions that load the model; costs measured afresh."""
+    from openmercury.engine.setup import setup
+    from openmercury.llm import pick_device
+    from openmercury.model.costs import costs_of, measure
 
-    chosen = pick_device(device)
-    dtype = str(pick_dtype("auto", chosen)).removeprefix("torch.")
-    found = [flag for flag in BFLOAT16_FLAGS if flag in _cpu()["flags"]]
-    if chosen.type == "cuda":
-        why = "GPUs multiply it in hardware"
-    elif dtype == "bfloat16":
-        why = f"this CPU has {' and '.join(found)}, and half the bytes are read" if found else "the CPU supports it"
-    else:
-        why = f"this CPU has neither {' nor '.join(BFLOAT16_FLAGS)}, so bfloat16 would be emulated"
-    return str(chosen), dtype, why
-
-
-def _probe(device: str, config: ModelConfig | None) -> dict[str, dict[str, float]]:
-    """Milliseconds of a forward's matrix products, by number format and positions; packed where decoding packs them."""
-    import torch
-
-    from openmercury.model.packed import PackedLinear, can_pack
-
-    width, rows, weights = SHIPPED_SHAPE if config is None else (config.d_model, 2 * config.d_ffn, _weights(config))
-    rows = min(rows, PROBE_ELEMENTS // width)
-    copies = -(-PROBE_BYTES // (4 * width * rows))
-    scale = weights / (copies * width * rows)
-    found: dict[str, dict[str, float]] = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrices = [torch.full((rows, width), 0.01, dtype=dtype, device=device) for _ in range(copies)]
-        linear = torch.nn.functional.linear
-        products: list[Callable[[torch.Tensor], torch.Tensor]]
-        products = [functools.partial(linear, weight=matrix) for matrix in matrices]
-        if device == "cpu" and can_pack(dtype):
-            products = [PackedLinear(matrix, None) for matrix in matrices]
-        del matrices
-        times = {n: _seconds(products, torch.ones(n, width, dtype=dtype, device=device)) for n in POSITIONS}
-        found[str(dtype).removeprefix("torch.")] = {str(n): round(1e3 * scale * s, 1) for n, s in times.items()}
-    return found
-
-
-def _seconds(products: Sequence[Callable[[torch.Tensor], torch.Tensor]], x_ND: torch.Tensor) -> float:
-    """Least time of one pass over all matrix products; the first pass is not counted."""
-    import torch
-
-    best, begin, passes = float("inf"), time.perf_counter(), 0
-    while passes < 2 or time.perf_counter() - begin < PROBE_SECONDS:
-        start = time.perf_counter()
-        for product in products:
-            product(x_ND)
-        if x_ND.is_cuda:
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start) if passes else best
-        passes += 1
-    return best
-
-
-def _weights(config: ModelConfig) -> int:
-    """Weights a forward reads: all matrices, and the embedding once, as the output head."""
-    heads = (2 * config.n_heads + 2 * config.n_kv_heads) * config.head_size
-    return config.n_layers * config.d_model * (heads + 3 * config.d_ffn) + config.vocab_size * config.d_model
+    on = pick_device(device)
+    if config is None:
+        return {"device": str(on)}
+    costs = costs_of(config, afresh=True) if on.type == "cpu" else measure(config, on.type)
+    chosen = setup("auto", on.type, config, costs)
+    widths = chosen.engine.model_dump(include={"draft_width", "draft_groups", "block_limit"})
+    return {"device": str(on), "dtype": chosen.dtype, "why": chosen.why, "forward_ms": costs, "widths": widths}
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -207,6 +146,7 @@ def _model(model: str | None, hashes: bool, problems: list[str]) -> tuple[Facts,
     """State of the checkpoint folder; raises CheckpointError where it is none."""
     from openmercury.llm import SHIPPED, default_model
     from openmercury.model.config import read_config
+    from openmercury.model.costs import weights_read
     from openmercury.model.weights import ADAPTER_FILES, base_files, damaged_files
 
     folder = default_model() if model is None else Path(model)
@@ -225,7 +165,7 @@ def _model(model: str | None, hashes: bool, problems: list[str]) -> tuple[Facts,
     return {
         "folder": str(folder),
         "architecture": config.architecture,
-        "weights": _weights(config),
+        "weights": weights_read(config),
         "files": len(files),
         "megabytes": round(size / 1e6, 1),
         "adapter": None if facts is None or facts.adapter is None else {"file": adapter, "rank": facts.adapter.rank},
@@ -235,9 +175,13 @@ def _model(model: str | None, hashes: bool, problems: list[str]) -> tuple[Facts,
 
 
 def _check_memory(facts: Facts, config: ModelConfig, problems: list[str]) -> None:
+    from openmercury.model.costs import FORMATS, weights_read
+
     available = facts["memory"].get("available_gb")
-    needed = _weights(config) * (4 if facts.get("dtype") == "float32" else 2) / 1e9
-    if available is not None and facts.get("device") == "cpu" and available < needed:
+    if available is None or facts.get("device") != "cpu" or "dtype" not in facts:
+        return
+    needed = weights_read(config) * FORMATS[facts["dtype"]].dtype.itemsize / 1e9  # int8 is made of float32
+    if available < needed:
         problems.append(f"the weights take {needed:.1f} GB and {available} GB are free: close programs or add memory")
 
 
@@ -271,15 +215,19 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
     if memory:
         yield "memory", f"{memory['available_gb']} of {memory['total_gb']} GB free"
     if "torch" in facts:
-        yield "torch", f"{facts['torch']['version']}, {facts['torch']['threads']} threads"
+        yield "torch", "{version}, {threads} threads: {threads_why}".format(**facts["torch"])
         yield "gpu", "; ".join(facts["torch"]["gpus"]) or "none that torch sees"
     if "model" in facts:
         yield "model", _model_line(facts["model"])
     if "dtype" in facts:
         yield "chosen", f"{facts['device']}, {facts['dtype']}: {facts['why']}"
-    for dtype, times in facts.get("forward_ms", {}).items():
-        told = ", ".join(f"{ms} ms over {n}" for n, ms in times.items())
-        yield "forward", f"{dtype}: {told} positions"
+        yield (
+            "widths",
+            "drafts of {draft_width}, groups {draft_groups}; blocks of at most {block_limit}".format(**facts["widths"]),
+        )
+    for dtype, costs in facts.get("forward_ms", {}).items():
+        told = ", ".join(f"{ms:.0f} over {rows}" for rows, ms in costs.items())
+        yield "forward", f"{dtype}: milliseconds {told} positions"
     if "sandbox" in facts:
         yield "sandbox", facts["sandbox"]
 

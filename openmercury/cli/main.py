@@ -5,6 +5,7 @@ Each command's module registers itself and imports what it needs when it runs: h
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -47,6 +48,8 @@ for module in (demo, generate, chat, importer, train, evaluate, bench, doctor):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (None: the process's own) and return its exit code; see `errors`."""
+    # Read when torch loads: threads that spin while they wait make forwards ten times slower beside other programs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug, words = take_debug(words)
     errors.tolerate_encoding()

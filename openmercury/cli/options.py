@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 MODEL, DECODING, SHOWN = "Model", "Decoding", "Output"
 
 # As in SamplingParams, whose import would cost the help page pydantic.
-ModeName = Literal["auto", "diffusion", "verified", "ar"]
-DtypeName = Literal["auto", "float32", "bfloat16", "float64"]
+ModeName = Literal["diffusion", "verified", "ar", "auto"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float64", "int8"]
 
 
 def option(help: str, *names: str, panel: str | None = None, metavar: str | None = None) -> Any:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from openmercury.config import Frozen
+from openmercury.engine.widths import Groups, best_block, best_drafts
 
 DEFAULT_THRESHOLD = 0.15
 DEFAULT_EDIT_BELOW = 1.0
 ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-
-Groups = Literal["all", "last"]
 
 
 def bucket(size: int, buckets: Sequence[int]) -> int:
@@ -59,13 +58,23 @@ class EngineConfig(Frozen):
     graphs: bool = True
 
     @classmethod
-    def for_device(cls, device: str, dtype: str = "bfloat16") -> EngineConfig:
+    def for_device(cls, device: str, costs: Mapping[int, float] | None = None) -> EngineConfig:
         """Settings for "cuda", where wide forwards are nearly free, or "cpu", where each position costs.
 
-        Drafts as measured on 2 cores (docs/log.md): narrow ones behind every length in float32, wider ones in bfloat16.
+        `costs` are the milliseconds of a CPU's forwards by rows: drafts and blocks are as wide as pays there. Without
+        them they are narrow, which no machine punishes much.
         """
         if device == "cuda":
             return cls()
-        drafts: tuple[tuple[int, Groups], ...] = ((3, "all"), (3, "last"), (5, "last"), (7, "last"))
-        narrow = cls(draft_width=3, block_limit=8, max_requests=32, prefill_tokens=512, auto_drafts=drafts)
-        return narrow if dtype != "bfloat16" else narrow.model_copy(update={"draft_width": 5, "draft_groups": "last"})
+        shapes: tuple[tuple[int, Groups], ...] = ((3, "all"), (3, "last"), (5, "last"), (7, "last"))
+        narrow = cls(draft_width=3, block_limit=8, max_requests=32, prefill_tokens=512, auto_drafts=shapes)
+        if costs is None:
+            return narrow
+        width, groups, _ = best_drafts(costs)
+        fitting = {
+            "draft_width": width,
+            "draft_groups": groups,
+            "block_limit": best_block(costs),
+            "auto_drafts": tuple(dict.fromkeys(((width, groups), *shapes))),
+        }
+        return narrow.model_copy(update=fitting)

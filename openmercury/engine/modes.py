@@ -22,9 +22,9 @@ from torch import Tensor
 from openmercury.diffusion.sample import NO_TOKEN, Choice
 from openmercury.diffusion.unmask import accept
 from openmercury.diffusion.verify import accepted_length, standing_length
-from openmercury.engine.config import Groups
 from openmercury.engine.params import DecodeMode
 from openmercury.engine.state import RUNNING, Committed, Slots
+from openmercury.engine.widths import Groups
 from openmercury.model.masks import CLEAN
 
 NOWHERE = -2  # group of a padding position

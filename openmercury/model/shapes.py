@@ -59,11 +59,16 @@ SHAPES = {
 }
 
 
-def random_model(name: str, dtype: torch.dtype, device: torch.device) -> Transformer:
-    """A network of one of `SHAPES`, made on the device."""
+def config_of(name: str) -> ModelConfig:
+    """One of `SHAPES`; raises InputError for another name."""
     if name not in SHAPES:
         raise InputError(f"there is no shape {name!r}: use one of {', '.join(SHAPES)}")
-    model = empty_model(SHAPES[name], dtype, device)
+    return SHAPES[name]
+
+
+def random_model(name: str, dtype: torch.dtype, device: torch.device) -> Transformer:
+    """A network of one of `SHAPES`, made on the device."""
+    model = empty_model(config_of(name), dtype, device)
     for parameter_name, parameter in model.named_parameters():
         if parameter_name.endswith("norm.weight"):
             parameter.data.fill_(1.0)

@@ -40,9 +40,9 @@ def rotary_frequencies(config: ModelConfig) -> Tensor:
 
 
 def rotate(x_BNHE: Tensor, cos_BN1E: Tensor, sin_BN1E: Tensor) -> Tensor:
-    """Rotary position embedding, halves convention (arXiv 2104.09864)."""
+    """Rotary position embedding, halves convention (arXiv 2104.09864); the left half of `sin` comes negated."""
     left, right = x_BNHE.chunk(2, dim=-1)
-    return x_BNHE * cos_BN1E + torch.cat((-right, left), dim=-1) * sin_BN1E
+    return x_BNHE * cos_BN1E + torch.cat((right, left), dim=-1) * sin_BN1E
 
 
 class RMSNorm(nn.Module):
@@ -87,10 +87,12 @@ class Layer(nn.Module):
         """Norm, q, k, v and rotation: [B, N, D] → q [B, N, H, E], k and v [B, N, G, E]."""
         h, g, e = self.config.n_heads, self.config.n_kv_heads, self.config.head_size
         qkv = _project(self.qkv, adapter.qkv if adapter else None, self.attention_norm(x_BND), gate)
-        query, key, value = qkv.unflatten(-1, (h + 2 * g, e)).split((h, g, g), dim=-2)
+        turned, value = qkv.unflatten(-1, (h + 2 * g, e)).split((h + g, g), dim=-2)
         if self.config.qk_norm:
-            query, key = self.q_norm(query), self.k_norm(key)
-        return rotate(query, cos, sin), rotate(key, cos, sin), value
+            query, key = turned.split((h, g), dim=-2)
+            turned = torch.cat((self.q_norm(query), self.k_norm(key)), dim=-2)
+        query, key = rotate(turned, cos, sin).split((h, g), dim=-2)
+        return query, key, value
 
     def after(self, x_BND: Tensor, attended_BNHE: Tensor, gate: Tensor | None, adapter: LayerAdapter | None) -> Tensor:
         """Output projection, residual, SwiGLU, residual."""
@@ -132,8 +134,8 @@ class Transformer(nn.Module):
         """Hidden states [B, N, D] after the last norm. `noisy_BN` (bool) opens the adapter's gate; None: all clean."""
         x = self.embed(ids_BN, noisy_BN)
         angle = position_BN[..., None].float() * self.frequency.float()
-        angle = torch.cat((angle, angle), dim=-1)[:, :, None]
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        cos, sin = angle.cos().to(x.dtype)[:, :, None], angle.sin().to(x.dtype)[:, :, None]
+        cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
         gate = None if noisy_BN is None or self.adapter is None else noisy_BN[..., None].to(x.dtype)
         for index, layer in enumerate(self.layers):
             adapter = None if self.adapter is None else cast(LayerAdapter, self.adapter.layers[index])

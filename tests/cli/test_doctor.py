@@ -12,6 +12,7 @@ import torch
 from openmercury.cli import doctor, main
 from openmercury.errors import SandboxError
 from openmercury.eval import sandbox
+from openmercury.model import costs
 from openmercury.model.convert import save_hf
 from openmercury.model.weights import write_manifest
 from tests import tiny
@@ -21,8 +22,9 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.0)
-    monkeypatch.setattr(doctor, "PROBE_BYTES", 1)
+    monkeypatch.setattr(costs, "SECONDS", 0.0)
+    monkeypatch.setattr(costs, "BYTES", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(sandbox, "usable_backend", lambda: "bubblewrap")
     save_hf(tiny.network(dtype=torch.float32, of=tiny.config(adapter=False)), tmp_path)
     write_manifest(tmp_path)
@@ -37,17 +39,21 @@ def test_a_whole_model(model: Path, capsys: Capture) -> None:
     assert facts["model"]["files"] == 1
     assert facts["device"] == ("cuda:0" if torch.cuda.is_available() else "cpu") or facts["device"] == "cuda"
     assert facts["dtype"] in facts["forward_ms"]
-    assert set(facts["forward_ms"]["float32"]) == {"1", "8", "32"}
+    assert set(facts["forward_ms"]["float32"]) == {str(rows) for rows in costs.ROWS}
+    assert facts["widths"].keys() == {"draft_width", "draft_groups", "block_limit"}
     assert main.main(["doctor", "--model", str(model)]) == 0
     out = capsys.readouterr().out
     assert "qwen2, 0 M weights, no adapter, mode ar only, 1 files" in out
+    assert "1 threads: OMP_NUM_THREADS=1" in out
+    assert "forward   float32: milliseconds" in out
+    assert "widths    drafts of" in out
     assert out.endswith("all well\n")
 
 
 def test_weights_counts_every_matrix(model: Path) -> None:
     config = tiny.config(adapter=False)
     matrices = [p for p in tiny.network(of=config).parameters() if p.ndim == 2]
-    assert doctor._weights(config) == sum(p.numel() for p in {id(p): p for p in matrices}.values())
+    assert costs.weights_read(config) == sum(p.numel() for p in {id(p): p for p in matrices}.values())
 
 
 @pytest.mark.parametrize(

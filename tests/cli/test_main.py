@@ -70,7 +70,7 @@ def test_version_is_the_distribution_s(capsys: pytest.CaptureFixture[str]) -> No
         ("generate x --frob", "--frob"),
         ("generate", "Missing argument 'PROMPT|-'"),
         ("data", "Missing command"),
-        ("generate x --mode fast", "'fast' is not one of 'auto', 'diffusion', 'verified', 'ar'"),
+        ("generate x --mode fast", "'fast' is not one of 'diffusion', 'verified', 'ar', 'auto'"),
         ("data show x --rows -1", "--rows"),
     ],
 )

@@ -1,0 +1,59 @@
+"""What is decided before weights are loaded: their number format, and engine settings that suit it on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from openmercury.engine.config import EngineConfig
+from openmercury.engine.widths import best_drafts
+from openmercury.errors import ConfigError
+from openmercury.log import get_logger
+from openmercury.model.config import ModelConfig
+from openmercury.model.costs import FORMATS, Costs, costs_of, packable
+
+
+class Setup(NamedTuple):
+    """A format by name, the engine's settings, and why."""
+
+    dtype: str
+    engine: EngineConfig
+    why: str
+
+
+def setup(dtype: str, device: str, config: ModelConfig, costs: Mapping[str, Costs] | None = None) -> Setup:
+    """Settle `dtype` ("auto" or the name of a format) for "cuda" or "cpu"; raises ConfigError where it cannot be had.
+
+    On a CPU the costs of its forwards decide; they are measured where nobody gave them or knows them from before.
+    """
+    if dtype != "auto" and dtype not in FORMATS:
+        raise ConfigError(f"dtype {dtype!r} is unknown: use auto, {', '.join(FORMATS)}")
+    if device != "cpu":
+        if dtype == "int8":
+            raise ConfigError(f"dtype int8 is for CPUs and the device is {device}: use bfloat16, or device cpu")
+        chosen = "bfloat16" if dtype == "auto" else dtype
+        return Setup(
+            chosen, EngineConfig.for_device(device), "GPUs multiply it in hardware" if dtype == "auto" else "asked for"
+        )
+    if dtype == "int8" and not packable(FORMATS[dtype]):
+        raise ConfigError(
+            "dtype int8 needs 8-bit products of oneDNN that this PyTorch or this processor lacks: "
+            "use float32, bfloat16 or auto"
+        )
+    costs = costs_of(config) if costs is None else costs
+    chosen, why = fastest(costs) if dtype == "auto" else (dtype, "asked for")
+    if not packable(FORMATS[chosen]) and chosen != "float64":
+        get_logger().warning(
+            "there are no packed matrix products for %s here, so decoding is two to three times slower: "
+            "PyTorch for x86 processors has them",
+            chosen,
+        )
+    return Setup(chosen, EngineConfig.for_device(device, costs.get(chosen)), why)
+
+
+def fastest(costs: Mapping[str, Costs]) -> tuple[str, str]:
+    """The format in which `verified`, the default mode, promises the most tokens a second; and those figures."""
+    speed = {name: 1e3 * best_drafts(each).speed for name, each in costs.items()}
+    chosen = max(speed, key=lambda name: speed[name])
+    told = ", ".join(f"{name} {speed[name]:.0f}" for name in sorted(speed, key=lambda name: -speed[name]))
+    return chosen, f"most tokens a second of `verified` by what forwards cost: {told}"

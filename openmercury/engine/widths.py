@@ -1,0 +1,67 @@
+"""How wide drafts and blocks should be on a machine whose forwards cost this much, row by row. No torch here.
+
+`verified`, drafts of g tokens, a(k) the share of drafts whose first k tokens are all kept:
+
+    "all"   a forward has (g + 1)² rows, and gives 1 + Σ a(k) tokens, k = 1 ‥ g
+    "last"  one with drafts has 1 + g + g rows and gives as much; if not all are kept (1 − a(g)), the next has none:
+            1 + g rows, 1 token
+
+`diffusion`, blocks of K: K rows a forward, and as many tokens as were measured for that K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+Groups = Literal["all", "last"]
+
+# Shipped model, HumanEval's prompts (docs/log.md, 2026-11-25).
+KEPT = (0.87, 0.80, 0.77, 0.73, 0.68, 0.65, 0.58, 0.52, 0.47, 0.41, 0.33, 0.25)
+BLOCK_TOKENS = {4: 2.60, 6: 3.05, 8: 3.36, 10: 3.55, 12: 3.70, 16: 3.95}
+
+
+class Drafts(NamedTuple):
+    """Draft width and groups of `verified`, with the tokens a millisecond they promise."""
+
+    width: int
+    groups: Groups
+    speed: float
+
+
+def forward_ms(costs: Mapping[int, float], rows: int) -> float:
+    """Milliseconds of a forward, on straight lines between the measured numbers of rows."""
+    known = sorted(costs)
+    assert known[0] <= rows <= known[-1], f"{rows} rows were not measured"
+    high = next(each for each in known if each >= rows)
+    low = max((each for each in known if each <= rows), default=high)
+    part = (rows - low) / (high - low) if high > low else 0.0
+    return costs[low] + part * (costs[high] - costs[low])
+
+
+def draft_speed(costs: Mapping[int, float], width: int, groups: Groups) -> float:
+    """Tokens a millisecond of `verified` with such drafts."""
+    gain = 1 + sum(KEPT[:width])
+    if groups == "all":
+        return gain / forward_ms(costs, (width + 1) ** 2)
+    without = 1 - KEPT[width - 1]  # forwards without drafts for each one with
+    milliseconds = forward_ms(costs, 1 + 2 * width) + without * forward_ms(costs, 1 + width)
+    return (gain + without) / milliseconds
+
+
+def best_drafts(costs: Mapping[int, float]) -> Drafts:
+    """The drafts that promise the most, among those whose rows were measured."""
+    widths = range(1, len(KEPT) + 1)
+    shapes: list[tuple[int, Groups]] = [(width, "all") for width in widths if (width + 1) ** 2 <= max(costs)]
+    shapes += [(width, "last") for width in widths if 1 + 2 * width <= max(costs)]
+    return max((Drafts(*shape, draft_speed(costs, *shape)) for shape in shapes), key=lambda each: each.speed)
+
+
+def block_speed(costs: Mapping[int, float], width: int) -> float:
+    """Tokens a millisecond of `diffusion` with such blocks."""
+    return BLOCK_TOKENS[width] / forward_ms(costs, width)
+
+
+def best_block(costs: Mapping[int, float]) -> int:
+    """The block that promises the most."""
+    return max(BLOCK_TOKENS, key=lambda width: block_speed(costs, width))
