@@ -40,9 +40,11 @@ def test_no_measured_shape_promises_more(costs: dict[int, float]) -> None:
 
 
 def test_the_format_is_that_of_the_fastest_drafts() -> None:
-    name, why = fastest({"float32": STEEP, "bfloat16": BENT, "int8": {rows: 2 * ms for rows, ms in BENT.items()}})
+    faster = {rows: ms / 2 for rows, ms in BENT.items()}  # but less exact: never chosen unasked
+    name, why = fastest({"float32": STEEP, "bfloat16": BENT, "int8": faster})
     assert name == "bfloat16"
-    assert why.index("bfloat16") < why.index("int8") < why.index("float32")
+    assert why.index("bfloat16") < why.index("float32")
+    assert "int8" not in why
 
 
 def test_settings_follow_the_costs_of_the_chosen_format() -> None:
