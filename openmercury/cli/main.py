@@ -48,8 +48,9 @@ for module in (demo, generate, chat, importer, train, evaluate, bench, doctor):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (None: the process's own) and return its exit code; see `errors`."""
-    # Read when torch loads: threads that spin while they wait make forwards ten times slower beside other programs.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Read when torch loads. Threads that spin long while they wait stop each other wherever another program runs.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug, words = take_debug(words)
     errors.tolerate_encoding()

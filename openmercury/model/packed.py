@@ -15,12 +15,14 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from openmercury.model.adapter import GatedLoRA
 from openmercury.model.transformer import Transformer
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 ROWS_HINT = 4  # rows a layout is chosen for; as measured good from 1 to 64
+LEAST_ROWS = 4  # oneDNN takes longer over one row than over four, in every format (docs/log.md)
 LARGEST = 127.0  # of the whole numbers used, on both sides of zero
 ZERO = 128  # where zero lies in unsigned rows
 SLICE_ROWS = 4096  # of a weight rounded at once, which bounds the float32 copy
@@ -44,6 +46,15 @@ def can_pack(kind: Kind, dtype: torch.dtype) -> bool:
     return torch.allclose(y, ones[:1] * 64, rtol=0.01)
 
 
+def over_enough_rows(product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The product of x [.., in], padded to `LEAST_ROWS` where it has fewer rows."""
+    leading = x.shape[:-1]
+    missing = LEAST_ROWS - leading.numel()
+    if missing <= 0:
+        return product(x)
+    return product(F.pad(x.flatten(0, -2), (0, 0, 0, missing)))[:-missing].unflatten(0, leading)
+
+
 class PackedLinear(nn.Module):
     """y = Wx + b with W [out, in] held packed; takes any number of leading axes."""
 
@@ -53,6 +64,9 @@ class PackedLinear(nn.Module):
         self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
+        return over_enough_rows(self._product, x)
+
+    def _product(self, x: Tensor) -> Tensor:
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return result
 
@@ -77,10 +91,14 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scale = _scale(x)
         whole = torch.addcdiv(self.shift, x, scale).to(torch.uint8)  # positive, so cutting off rounds
-        y: Tensor = torch.ops.onednn.qlinear_pointwise(
-            whole, 1.0, ZERO, self.weight, self.scale, self.zeros, None, 1.0, 0, x.dtype, "none", [], ""
-        )
+        y = over_enough_rows(self._product, whole)
         return y * scale if self.bias is None else torch.addcmul(self.bias, y, scale)
+
+    def _product(self, whole: Tensor) -> Tensor:
+        result: Tensor = torch.ops.onednn.qlinear_pointwise(
+            whole, 1.0, ZERO, self.weight, self.scale, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return result
 
 
 def _scale(x: Tensor) -> Tensor:

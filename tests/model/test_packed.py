@@ -19,7 +19,7 @@ needs_int8 = pytest.mark.skipif(not can_pack(Int8Linear, torch.float32), reason=
 
 
 @needs_packing
-@pytest.mark.parametrize("rows", [1, 2, 7, 16, 71])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 16, 71])
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_packed_layer_equals_the_plain_one(rows: int, bias: bool) -> None:
     torch.manual_seed(0)
@@ -27,7 +27,8 @@ def test_a_packed_layer_equals_the_plain_one(rows: int, bias: bool) -> None:
     x = torch.randn(2, rows, 48)
     packed = PackedLinear(plain.weight, plain.bias)
     with torch.inference_mode():
-        torch.testing.assert_close(packed(x), plain(x), atol=1e-5, rtol=1e-5)
+        for given in (x, x[:1], x[0]):
+            torch.testing.assert_close(packed(given), plain(given), atol=1e-5, rtol=1e-5)
 
 
 @needs_packing
@@ -52,7 +53,7 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
 
 
 @needs_int8
-@pytest.mark.parametrize("rows", [1, 2, 7, 16, 71])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 16, 71])
 @pytest.mark.parametrize("bias", [False, True])
 def test_an_int8_layer_equals_the_plain_one_on_rounded_numbers(rows: int, bias: bool) -> None:
     torch.manual_seed(0)
