@@ -51,6 +51,7 @@ def test_cached_equals_uncached() -> None:
     torch.testing.assert_close(torch.cat(out, dim=1), dense)
 
 
+@pytest.mark.timeout(400)
 def test_kernels_interpreted() -> None:
     """The kernels run in a process of their own, since Triton decides at import whether to interpret."""
     pytest.importorskip("triton")
@@ -59,7 +60,7 @@ def test_kernels_interpreted() -> None:
     script = Path(__file__).with_name("kernels.py")
     run = subprocess.run(
         [sys.executable, str(script)],
-        env={"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin"},
+        env={"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin", "PYTHONPATH": str(script.parents[2])},
         capture_output=True,
         text=True,
     )
