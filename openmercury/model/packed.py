@@ -52,7 +52,9 @@ def over_enough_rows(product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     missing = LEAST_ROWS - leading.numel()
     if missing <= 0:
         return product(x)
-    return product(F.pad(x.flatten(0, -2), (0, 0, 0, missing)))[:-missing].unflatten(0, leading)
+    padded = product(F.pad(x.flatten(0, -2), (0, 0, 0, missing)))
+    result: Tensor = padded[:-missing].unflatten(0, leading)
+    return result
 
 
 class PackedLinear(nn.Module):
