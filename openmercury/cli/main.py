@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (None: the process's own) and return its exit code; see `errors`."""
     if "OMP_WAIT_POLICY" not in os.environ:
         # Read when torch loads. Threads that spin long while they wait stop each other wherever another program runs.
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug, words = take_debug(words)
     errors.tolerate_encoding()
