@@ -15,6 +15,7 @@ import torch
 from openmercury.errors import ConfigError
 from openmercury.llm import LLM
 from openmercury.model.config import HF_CLASS, to_hf
+from openmercury.model.costs import FORMATS
 from openmercury.model.transformer import Transformer
 from openmercury.model.weights import fused_rows, load_model, sources
 
@@ -84,7 +85,7 @@ def answers(llm: LLM, prompts: Sequence[Sequence[int]], max_tokens: int, *, igno
 def _answerer(llm: LLM, *, ignore_eos: bool) -> Callable[[Sequence[int], int], tuple[int, ...]]:
     device = torch.device(llm.device)
     # The engine may have laid its own weights out in another way, so they are read again.
-    network = same_network(load_model(llm.folder, dtype=getattr(torch, llm.dtype), device=device, config=llm.config))
+    network = same_network(load_model(llm.folder, dtype=FORMATS[llm.dtype].dtype, device=device, config=llm.config))
     ends = None if ignore_eos else list(llm.config.eos_ids)
 
     def answer(prompt: Sequence[int], most: int) -> tuple[int, ...]:

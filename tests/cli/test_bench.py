@@ -14,6 +14,7 @@ from openmercury.engine import probe
 from openmercury.errors import DataError, InputError
 from openmercury.eval import baseline, prompts
 from openmercury.llm import LLM
+from openmercury.model.costs import FORMATS, packable
 from openmercury.model.shapes import SHAPES
 from tests import tiny
 from tests.eval.made import write_checkpoint, write_data
@@ -92,6 +93,12 @@ def test_transformers_write_what_ar_writes(data: Path, checkpoint: str) -> None:
     ids = [prompts.load("mbpp", data, llm.tokenizer).prompts[0]]
     params = SamplingParams(mode="ar", max_tokens=20, ignore_eos=True)
     assert baseline.answers(llm, ids, 20, ignore_eos=True) == [llm.generate_batch(ids, params)[0].token_ids]
+
+
+@pytest.mark.skipif(not packable(FORMATS["int8"]), reason="no 8-bit products here")
+def test_the_baseline_beside_int8_meets_activations_of_its_format(checkpoint: str) -> None:
+    llm = LLM(checkpoint, dtype="int8")
+    assert len(baseline.answers(llm, [[5, 6, 7]], 4, ignore_eos=True)[0]) == 4
 
 
 def test_forwards_alone(
