@@ -23,9 +23,7 @@ from openmercury.engine.setup import setup
 from openmercury.engine.stats import EngineStats
 from openmercury.errors import CheckpointError, ConfigError, EmptyPromptError, OpenMercuryError
 from openmercury.model.config import read_config
-from openmercury.model.costs import FORMATS, packable
-from openmercury.model.machine import set_threads
-from openmercury.model.packed import Int8Linear, PackedLinear, pack
+from openmercury.model.costs import FORMATS, pack_as
 from openmercury.model.weights import Progress, load_model
 from openmercury.text import chat, fim
 from openmercury.text.stream import TextStream
@@ -126,16 +124,13 @@ class LLM:
         begin = time.monotonic()
         on = pick_device(device)
         self.config = read_config(folder)
-        if on.type == "cpu":
-            set_threads()
-        chosen = setup(dtype, on.type, self.config)
+        chosen = setup(dtype, on.type, self.config, engine=engine)
         self.folder, self.device, self.dtype = folder, str(on), chosen.dtype
         self.tokenizer = Tokenizer.load(folder)
         kind = FORMATS[chosen.dtype]
         network = load_model(folder, dtype=kind.dtype, device=on, config=self.config, progress=progress)
-        if on.type == "cpu" and packable(kind):
-            pack(network, Int8Linear if kind.int8 else PackedLinear)
-        self.engine = Engine(network, engine or chosen.engine)
+        pack_as(kind, network)
+        self.engine = Engine(network, chosen.engine)
         self.load_seconds = time.monotonic() - begin
 
     def generate(self, prompt: str, params: SamplingParams | None = None) -> Output:

@@ -331,15 +331,13 @@ def _random_engine(report: Report, name: str, settings: EngineConfig) -> Engine:
     import torch
 
     from openmercury.engine.engine import Engine
-    from openmercury.model.costs import FORMATS, packable
-    from openmercury.model.packed import Int8Linear, PackedLinear, pack
+    from openmercury.model.costs import FORMATS, pack_as
     from openmercury.model.shapes import random_model
 
     figures = report.figures
-    kind, on = FORMATS[figures["dtype"]], torch.device(figures["device"])
-    network = random_model(name, kind.dtype, on)
-    if on.type == "cpu" and packable(kind):
-        pack(network, Int8Linear if kind.int8 else PackedLinear)
+    kind = FORMATS[figures["dtype"]]
+    network = random_model(name, kind.dtype, torch.device(figures["device"]))
+    pack_as(kind, network)
     figures |= {"model": f"{name} with random weights"}
     report.say()
     return Engine(network, settings)

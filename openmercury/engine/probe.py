@@ -21,6 +21,7 @@ from openmercury.engine.policy import FULL_ROWS, MOST_STEPS
 from openmercury.engine.stats import EngineStats
 from openmercury.errors import InputError
 from openmercury.model.config import ModelConfig
+from openmercury.model.costs import layer_shapes, weights_read
 
 FORWARDS = 50
 WARM_UP = 10  # forwards before the measured ones: the first captures the graph
@@ -59,13 +60,9 @@ class Simulated:
 
 def weight_bytes(config: ModelConfig, itemsize: int, *, noisy: bool) -> int:
     """Bytes of weights that a forward reads: all matrices, the head, and the adapter's where there is noise."""
-    d, f, layers = config.d_model, config.d_ffn, config.n_layers
-    queries, keys = config.n_heads * config.head_size, 2 * config.n_kv_heads * config.head_size
-    sizes = ((d, queries + keys), (queries, d), (d, 2 * f), (f, d))
-    count = layers * sum(rows * columns for rows, columns in sizes) + config.vocab_size * d
-    facts = config.diffusion
+    count, facts = weights_read(config), config.diffusion
     if noisy and facts is not None and facts.adapter is not None:
-        count += layers * facts.adapter.rank * sum(rows + columns for rows, columns in sizes)
+        count += config.n_layers * facts.adapter.rank * sum(outputs + inner for outputs, inner in layer_shapes(config))
     return count * itemsize
 
 

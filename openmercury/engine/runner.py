@@ -102,9 +102,8 @@ class Runner:
         self.graphs: dict[Hashable, Captured] = {}
         self.cuda: CudaForward | None = None
         self.stats: EngineStats | None = None
-        if (
-            self.fused and self.dtype == torch.bfloat16
-        ):  # exact float32 products are slow in Triton, and cuBLAS has them
+        # Exact float32 products are slow in Triton, and cuBLAS has them.
+        if self.fused and self.dtype == torch.bfloat16:
             from openmercury.engine.cuda.forward import CudaForward
 
             self.cuda = CudaForward(model, self.cache, self.slots, self.mask_id, config.head_rows)
@@ -209,9 +208,7 @@ class Runner:
         if self.fused and self.config.graphs and columns * len(spans) <= CAPTURED_PREFILL:
             columns, size = bucket(columns, CHUNK_BUCKETS), bucket(len(spans), ROW_BUCKETS)
             # Padding writes the first token of slot 0, which nobody reads.
-            self._replay(
-                ("prefill", columns, size), given + [(0, 0, 0)] * (size - len(spans)), self._prefill(columns), 0
-            )
+            self._replay_prefill(columns, given + [(0, 0, 0)] * (size - len(spans)))
         else:
             values = self._tensor(list(zip(*given, strict=True)))
             with timed_step(self.stats, "prefill"):
@@ -234,10 +231,7 @@ class Runner:
         most, graphs, start = shape.most_committed * forwards, len(self.graphs), time.perf_counter()
         begin = self._now()
         if self.fused and self.config.graphs:
-            size = bucket(len(slots), ROW_BUCKETS)
-            padded = [(slot,) for slot in slots] + [(0,)] * (size - len(slots))
-            key = (shape, sampling, size, forwards)
-            packed = self._replay(key, padded, self._decode(shape, sampling, forwards), forwards)
+            packed = self._replay_decode(shape, slots, sampling, forwards)
         else:
             rows = self._tensor(list(slots))
             with timed_step(self.stats, "decode", forwards):
@@ -261,17 +255,15 @@ class Runner:
         for columns in CHUNK_BUCKETS:
             for size in ROW_BUCKETS:
                 if columns * size <= CAPTURED_PREFILL:
-                    self._replay(("prefill", columns, size), [(0, 0, 0)] * size, self._prefill(columns), 0)
+                    self._replay_prefill(columns, [(0, 0, 0)] * size)
 
     @torch.inference_mode()
     def warm_decode(self, shape: Shape, rows: int, sampling: Sampling, forwards: int) -> float:
         """Capture the graph of so many rows and forwards; returns the seconds of one forward over finished rows."""
-        size = bucket(rows, ROW_BUCKETS)
-        key, given = (shape, sampling, size, forwards), [(0,)] * size
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         for _ in range(3):  # the last one's time stands
             begin.record()
-            self._replay(key, given, self._decode(shape, sampling, forwards), 0)
+            self._replay_decode(shape, [0] * rows, sampling, forwards)
             end.record()
         end.synchronize()
         return float(begin.elapsed_time(end)) / 1e3 / forwards
@@ -332,6 +324,16 @@ class Runner:
             )
         used = 1 + int(torch.where(batch.group_RQ == CLEAN, batch.position_RQ, 0).max())
         return GatherAttend(self.cache, batch, pages_RP, used, noisy=noisy)
+
+    def _replay_prefill(self, columns: int, given: Sequence[tuple[int | None, ...]]) -> None:
+        self._replay(("prefill", columns, len(given)), given, self._prefill(columns), 0)
+
+    def _replay_decode(self, shape: Shape, slots: Sequence[int], sampling: Sampling, forwards: int) -> Tensor:
+        size = bucket(len(slots), ROW_BUCKETS)
+        padded = [(slot,) for slot in slots] + [(0,)] * (size - len(slots))
+        return self._replay(
+            (shape, sampling, size, forwards), padded, self._decode(shape, sampling, forwards), forwards
+        )
 
     def _replay(
         self, key: Hashable, given: Sequence[tuple[int | None, ...]], step: Callable[..., Result], forwards: int

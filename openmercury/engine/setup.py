@@ -11,6 +11,7 @@ from openmercury.errors import ConfigError
 from openmercury.log import get_logger
 from openmercury.model.config import ModelConfig
 from openmercury.model.costs import FORMATS, Costs, costs_of, packable
+from openmercury.model.machine import set_threads
 
 # int8 rounds activations, too, and agrees less with the exact network (docs/log.md): it is taken by name only.
 AUTOMATIC = ("float32", "bfloat16")
@@ -24,10 +25,18 @@ class Setup(NamedTuple):
     why: str
 
 
-def setup(dtype: str, device: str, config: ModelConfig, costs: Mapping[str, Costs] | None = None) -> Setup:
+def setup(
+    dtype: str,
+    device: str,
+    config: ModelConfig,
+    costs: Mapping[str, Costs] | None = None,
+    engine: EngineConfig | None = None,
+) -> Setup:
     """Settle `dtype` ("auto" or the name of a format) for "cuda" or "cpu"; raises ConfigError where it cannot be had.
 
-    On a CPU the costs of its forwards decide; they are measured where nobody gave them or knows them from before.
+    On a CPU the costs of its forwards decide; they are measured, on as many threads as decoding will have, where nobody
+    gave them or knows them from before. Settings that are given as `engine` stand; with them and a named format nothing
+    is measured.
     """
     if dtype != "auto" and dtype not in FORMATS:
         raise ConfigError(f"dtype {dtype!r} is unknown: use auto, {', '.join(FORMATS)}")
@@ -35,15 +44,16 @@ def setup(dtype: str, device: str, config: ModelConfig, costs: Mapping[str, Cost
         if dtype == "int8":
             raise ConfigError(f"dtype int8 is for CPUs and the device is {device}: use bfloat16, or device cpu")
         chosen = "bfloat16" if dtype == "auto" else dtype
-        return Setup(
-            chosen, EngineConfig.for_device(device), "GPUs multiply it in hardware" if dtype == "auto" else "asked for"
-        )
+        why = "GPUs multiply it in hardware" if dtype == "auto" else "asked for"
+        return Setup(chosen, engine or EngineConfig.for_device(device), why)
     if dtype == "int8" and not packable(FORMATS[dtype]):
         raise ConfigError(
             "dtype int8 needs 8-bit products of oneDNN that this PyTorch or this processor lacks: "
             "use float32, bfloat16 or auto"
         )
-    costs = costs_of(config) if costs is None else costs
+    set_threads()
+    if costs is None:
+        costs = {} if engine is not None and dtype != "auto" else costs_of(config)
     chosen, why = fastest(costs) if dtype == "auto" else (dtype, "asked for")
     if not packable(FORMATS[chosen]) and chosen != "float64":
         get_logger().warning(
@@ -51,7 +61,7 @@ def setup(dtype: str, device: str, config: ModelConfig, costs: Mapping[str, Cost
             "PyTorch for x86 processors has them",
             chosen,
         )
-    return Setup(chosen, EngineConfig.for_device(device, costs.get(chosen)), why)
+    return Setup(chosen, engine or EngineConfig.for_device(device, costs.get(chosen)), why)
 
 
 def fastest(costs: Mapping[str, Costs]) -> tuple[str, str]:

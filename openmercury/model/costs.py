@@ -60,6 +60,12 @@ def packable(kind: Format) -> bool:
     return can_pack(Int8Linear if kind.int8 else PackedLinear, kind.dtype)
 
 
+def pack_as(kind: Format, network: Transformer) -> None:
+    """Pack the weights of a CPU network, where there are packed products for its format; else leave it as it is."""
+    if network.embedding.weight.device.type == "cpu" and packable(kind):
+        pack(network, Int8Linear if kind.int8 else PackedLinear)
+
+
 def candidates(device: str) -> list[str]:
     """Formats worth measuring: on a CPU those with packed products, else the plain ones."""
     plain = ["float32", "bfloat16"]
@@ -70,10 +76,10 @@ def candidates(device: str) -> list[str]:
 
 def weights_read(config: ModelConfig) -> int:
     """Weights of one forward: all matrices, and the embedding once, as the output head."""
-    return config.n_layers * sum(o * i for o, i in _layer(config)) + config.vocab_size * config.d_model
+    return config.n_layers * sum(o * i for o, i in layer_shapes(config)) + config.vocab_size * config.d_model
 
 
-def _layer(config: ModelConfig) -> list[tuple[int, int]]:
+def layer_shapes(config: ModelConfig) -> list[tuple[int, int]]:
     """[out, in] of the matrices of one layer."""
     d, e = config.d_model, config.head_size
     qkv = (config.n_heads + 2 * config.n_kv_heads) * e
@@ -101,7 +107,7 @@ def rising(costs: Costs) -> Costs:
 
 def _network(config: ModelConfig, kind: Format, device: str) -> Transformer:
     """The first layers of a network, and the same share of its vocabulary, with some weights."""
-    each = sum(o * i for o, i in _layer(config)) * kind.bytes
+    each = sum(o * i for o, i in layer_shapes(config)) * kind.bytes
     layers = min(config.n_layers, -(-BYTES // each))
     facts = config.diffusion and config.diffusion.model_copy(update={"mask_id": 0})
     share = -(-config.vocab_size * layers // config.n_layers)
@@ -109,8 +115,7 @@ def _network(config: ModelConfig, kind: Format, device: str) -> Transformer:
     network = empty_model(small, kind.dtype, device)
     for parameter in network.parameters():
         parameter.fill_(0.01)
-    if device == "cpu" and packable(kind):
-        pack(network, Int8Linear if kind.int8 else PackedLinear)
+    pack_as(kind, network)
     return network
 
 
@@ -134,7 +139,13 @@ def cache_file() -> Path:
 
 
 def _key(config: ModelConfig) -> str:
-    told = (machine.processor()[0], torch.__version__, torch.get_num_threads(), _layer(config), weights_read(config))
+    told = (
+        machine.processor()[0],
+        torch.__version__,
+        torch.get_num_threads(),
+        layer_shapes(config),
+        weights_read(config),
+    )
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 

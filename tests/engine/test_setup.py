@@ -73,3 +73,16 @@ def test_missing_packed_products_are_told(monkeypatch: pytest.MonkeyPatch, caplo
         assert not caplog.records
         setup("float32", "cpu", config(), {"float32": BENT})
     assert "no packed matrix products for float32" in caplog.text
+
+
+def test_nothing_is_measured_that_nobody_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(config: object) -> None:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr("openmercury.engine.setup.costs_of", refuse)
+    given = EngineConfig(draft_width=2)
+    assert setup("float32", "cpu", config(), engine=given).engine is given
+    with pytest.raises(AssertionError, match="measured"):
+        setup("float32", "cpu", config())
+    with pytest.raises(AssertionError, match="measured"):
+        setup("auto", "cpu", config(), engine=given)

@@ -40,38 +40,46 @@ class CudaForward:
     def decode(self, rows_R: Tensor, shape: Shape, sampling: Sampling) -> None:
         """One forward of rows that share a shape."""
         plan = steps.plan(self.model, self.slots, rows_R, shape, self.mask_id, self.cache.page_size)
-        self.network(plan.stream, plan.layout, None if shape.mode == "ar" else plan.gate_N)
+        x_ND = self.network(plan.stream, plan.layout, None if shape.mode == "ar" else plan.gate_N)
+        hidden_ND = self.network.norm(x_ND, self.model.norm.weight)
         penalties = None
         if shape.penalised:
             end_RQ = plan.layout.end_N.view(len(rows_R), -1).long()
             penalties = self.slots.penalties(rows_R, end_RQ, self.model.config.vocab_size)
         if shape.mode == "ar":
-            steps.apply_ar(self.slots, rows_R, self._choose(plan, None, sampling, penalties).token_M)
+            steps.apply_ar(self.slots, rows_R, self._choose(hidden_ND, plan, None, sampling, penalties).token_M)
         elif shape.mode == "diffusion":
-            choice = self._choose(plan, None, sampling, penalties, statistics=True)
+            choice = self._choose(hidden_ND, plan, None, sampling, penalties, statistics=True)
             steps.apply_diffusion(self.slots, rows_R, shape.width, choice, self.mask_id)
         else:
-            self._verify(plan, rows_R, shape, sampling, penalties)
+            self._verify(hidden_ND, plan, rows_R, shape, sampling, penalties)
 
     def _verify(
-        self, plan: steps.Planned, rows_R: Tensor, shape: Shape, sampling: Sampling, penalties: Penalties | None
+        self,
+        hidden_ND: Tensor,
+        plan: steps.Planned,
+        rows_R: Tensor,
+        shape: Shape,
+        sampling: Sampling,
+        penalties: Penalties | None,
     ) -> None:
         """Choices of all columns at once; or, where many, of the clean ones and then of the one group that matters."""
         rows, columns, clean = len(rows_R), plan.layout.columns, shape.width + 1
         if shape.groups == "last" or rows * columns <= ONE_PASS:
-            token_RQ = self._choose(plan, None, sampling, penalties).token_M.view(rows, columns)
+            token_RQ = self._choose(hidden_ND, plan, None, sampling, penalties).token_M.view(rows, columns)
             steps.apply_verified(self.slots, rows_R, shape, token_RQ[:, :clean], token_RQ[:, clean:], picked=False)
             return
         column = torch.arange(clean, dtype=torch.int32, device=rows_R.device)
         first = torch.arange(0, rows * columns, columns, dtype=torch.int32, device=rows_R.device)
         index_M = (first[:, None] + column).flatten()
-        token_RC = self._choose(plan, index_M, sampling, penalties).token_M.view(rows, clean)
+        token_RC = self._choose(hidden_ND, plan, index_M, sampling, penalties).token_M.view(rows, clean)
         index_M = steps.accept(self.slots, rows_R, shape.width, token_RC)
-        drafted = self._choose(plan, index_M, sampling, penalties).token_M.view(rows, shape.width)
+        drafted = self._choose(hidden_ND, plan, index_M, sampling, penalties).token_M.view(rows, shape.width)
         steps.apply_verified(self.slots, rows_R, shape, token_RC, drafted, picked=True)
 
     def _choose(
         self,
+        hidden_ND: Tensor,
         plan: steps.Planned,
         index_M: Tensor | None,
         sampling: Sampling,
@@ -81,19 +89,21 @@ class CudaForward:
     ) -> Choice:
         with timed_head(self.stats):
             if sampling == "truncated" or penalties is not None:
-                return self._choose_stored(plan, index_M, sampling, penalties, statistics=statistics)
-            return self._choose_fused(plan, index_M, sample=sampling == "sampled", statistics=statistics)
+                return self._choose_stored(hidden_ND, plan, index_M, sampling, penalties, statistics=statistics)
+            return self._choose_fused(hidden_ND, plan, index_M, sample=sampling == "sampled", statistics=statistics)
 
-    def _choose_fused(self, plan: steps.Planned, index_M: Tensor | None, *, sample: bool, statistics: bool) -> Choice:
-        model, slots, layout = self.model, self.slots, plan.layout
-        x_ND = self.network.norm(plan.stream.x_ND, model.norm.weight)
+    def _choose_fused(
+        self, hidden_ND: Tensor, plan: steps.Planned, index_M: Tensor | None, *, sample: bool, statistics: bool
+    ) -> Choice:
+        slots, layout, weight_VD = self.slots, plan.layout, self.model.head.weight
         wanted = Wanted(
             index_M, layout.rows_R, layout.columns, layout.position_N, plan.proposal_N, slots.temperature, slots.seed
         )
-        return choose_fused(x_ND, model.head.weight, wanted, self.mask_id, sample=sample, statistics=statistics)
+        return choose_fused(hidden_ND, weight_VD, wanted, self.mask_id, sample=sample, statistics=statistics)
 
     def _choose_stored(
         self,
+        hidden_ND: Tensor,
         plan: steps.Planned,
         index_M: Tensor | None,
         sampling: Sampling,
@@ -103,8 +113,8 @@ class CudaForward:
     ) -> Choice:
         """Top-k and top-p need a row's logits in order, penalties scatter into them: here they are stored, `head_rows`
         rows at a time."""
-        slots, layout, device = self.slots, plan.layout, plan.stream.x_ND.device
-        every = torch.arange(len(plan.stream.x_ND), device=device) if index_M is None else index_M.long()
+        slots, layout, device = self.slots, plan.layout, hidden_ND.device
+        every = torch.arange(len(hidden_ND), device=device) if index_M is None else index_M.long()
         parts = []
         for n in every.split(self.head_rows):
             row = layout.rows_R[n // layout.columns]
@@ -112,7 +122,7 @@ class CudaForward:
                 slots.temperature[row], slots.top_k[row], slots.top_p[row], slots.seed[row],
                 layout.position_N[n].long() + 1, plan.proposal_N[n].long(),
             )  # fmt: skip
-            logits = self.model.logits(self.network.norm(plan.stream.x_ND[n], self.model.norm.weight))
+            logits = self.model.logits(hidden_ND[n])
             if penalties is not None:
                 logits = penalise(logits, penalties.rows(n))
             parts.append(choose(logits, params, sampling, statistics=statistics))

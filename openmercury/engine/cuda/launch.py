@@ -24,6 +24,11 @@ def overlaps(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
+def pad(size: int) -> int:
+    """The power of two that holds `size`, as Triton's ranges want it."""
+    return max(2, int(triton.next_power_of_2(size)))
+
+
 @triton.jit
 def after_last_kernel(OVERLAP: tl.constexpr):
     """Wait until all that earlier kernels wrote is there; then let the next kernel come up."""

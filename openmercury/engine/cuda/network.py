@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from openmercury.engine.cache import PagedCache
 from openmercury.engine.cuda.attention import Layout, attend
-from openmercury.engine.cuda.launch import after_last_kernel, overlaps
+from openmercury.engine.cuda.launch import after_last_kernel, overlaps, pad
 from openmercury.engine.cuda.products import product
 from openmercury.model.adapter import GatedLoRA, LayerAdapter
 from openmercury.model.transformer import Layer, RMSNorm, Transformer
@@ -244,6 +244,11 @@ class Stream(NamedTuple):
     x_ND: Tensor
     square_NT: Tensor
 
+    @property
+    def tiles_pad(self) -> int:
+        """The tiles of a row, padded."""
+        return pad(self.square_NT.shape[1])
+
 
 def block_d(positions: int) -> int:
     """Columns of the residual stream that one program adds to."""
@@ -297,11 +302,10 @@ class FusedTransformer:
         stacked, b = weights
         return stacked if gate is not None or not self.rank else stacked[: len(b)]
 
-    def _common(self, s: Tensor, stream: Stream) -> dict[str, Any]:
+    def _common(self, s: Tensor) -> dict[str, Any]:
         """Arguments that all kernels behind a product take."""
         return {
             "D": self.config.d_model, "RANK": self.rank, "RANK_PAD": self.rank_pad, "SPLITS": len(s),
-            "TILES_PAD": max(2, triton.next_power_of_2(stream.square_NT.shape[1])),
             "OVERLAP": self.overlap, "num_warps": 4, "launch_pdl": self.overlap,
         }  # fmt: skip
 
@@ -310,11 +314,9 @@ class FusedTransformer:
         x, s = stream.x_ND, product(y_NI, self._matrix(weights, gate))
         (n, d), wide = x.shape, block_d(len(x))
         block_n = MIN_DOT if n < MANY else 64
-        common = self._common(s, stream)
-        del common["TILES_PAD"]
         _residual_kernel[(triton.cdiv(n, block_n), triton.cdiv(d, wide))](
             x, stream.square_NT, s, weights[1], x if gate is None else gate, n, s.shape[2],
-            BLOCK_N=block_n, BLOCK_D=wide, LORA=gate is not None, **common,
+            BLOCK_N=block_n, BLOCK_D=wide, LORA=gate is not None, **self._common(s),
         )  # fmt: skip
 
     def _swiglu(self, s: Tensor, stream: Stream, b: Tensor, gate: Tensor | None) -> Tensor:
@@ -326,7 +328,7 @@ class FusedTransformer:
         _silu_kernel[(triton.cdiv(n, block_n), triton.cdiv(f, block_f))](
             s, stream.square_NT, b, s if gate is None else gate, out, n, s.shape[2], stream.square_NT.shape[1],
             self.config.norm_eps, F=f, BLOCK_N=block_n, BLOCK_F=block_f, LORA=gate is not None,
-            **self._common(s, stream),
+            TILES_PAD=stream.tiles_pad, **self._common(s),
         )  # fmt: skip
         return out
 
@@ -348,7 +350,7 @@ class FusedTransformer:
             layer.q_norm.weight if head_norm else s, layer.k_norm.weight if head_norm else s,
             self.cos, self.sin, layout.position_N, layout.slot_N, query, key, value,
             self.cache.key[index], self.cache.value[index], n, s.shape[2], stream.square_NT.shape[1], config.norm_eps,
-            H=h, G=g, E=e, BLOCK_N=block_n,
-            BIAS=bias is not None, HEAD_NORM=head_norm, LORA=gate is not None, NOISY=noisy, **self._common(s, stream),
+            H=h, G=g, E=e, BLOCK_N=block_n, TILES_PAD=stream.tiles_pad,
+            BIAS=bias is not None, HEAD_NORM=head_norm, LORA=gate is not None, NOISY=noisy, **self._common(s),
         )  # fmt: skip
         return query, (key, value) if noisy else None

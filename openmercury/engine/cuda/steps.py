@@ -15,7 +15,7 @@ from torch import Tensor
 
 from openmercury.diffusion.sample import Choice
 from openmercury.engine.cuda.attention import Layout
-from openmercury.engine.cuda.launch import after_last_kernel, overlaps
+from openmercury.engine.cuda.launch import after_last_kernel, overlaps, pad
 from openmercury.engine.cuda.network import Stream, block_d
 from openmercury.engine.modes import Shape
 from openmercury.engine.state import MAX_STOP_IDS, Slots
@@ -297,18 +297,6 @@ class Planned(NamedTuple):
     proposal_N: Tensor
 
 
-def _pad(size: int) -> int:
-    return max(2, int(triton.next_power_of_2(size)))
-
-
-def columns_of(shape: Shape) -> int:
-    """Positions of one row in a forward."""
-    if shape.mode != "verified":
-        return shape.width
-    groups = shape.width + 1 if shape.groups == "all" else 1
-    return shape.width + 1 + groups * shape.width
-
-
 def plan(
     model: Transformer, slots: Slots, rows_R: Tensor, shape: Shape | int, mask_id: int, page: int,
     spans: tuple[Tensor, Tensor] | None = None,
@@ -317,7 +305,7 @@ def plan(
     config, device = model.config, rows_R.device
     kind, width, last, columns = PREFILL, 1, False, shape
     if isinstance(shape, Shape):
-        kind, width, last, columns = KINDS[shape.mode], shape.width, shape.groups == "last", columns_of(shape)
+        kind, width, last, columns = KINDS[shape.mode], shape.width, shape.groups == "last", shape.positions
     assert isinstance(columns, int)
     n, d = len(rows_R) * columns, config.d_model
     x = torch.empty(n, d, dtype=model.embedding.weight.dtype, device=device)
@@ -334,8 +322,8 @@ def plan(
         x, square, position, end, group, slot, gate, proposal,
         columns, tiles, slots.text.stride(0), slots.ahead.stride(0), slots.pages.stride(0), config.max_context - 1,
         mask_id,
-        KIND=kind, LAST=last, WIDTH=width, K_PAD=_pad(width), PAGE=page, D=d, D_PAD=triton.next_power_of_2(d),
-        TILES_PAD=_pad(tiles), OVERLAP=overlap, num_warps=1 if d <= 1024 else 4, launch_pdl=overlap,
+        KIND=kind, LAST=last, WIDTH=width, K_PAD=pad(width), PAGE=page, D=d, D_PAD=triton.next_power_of_2(d),
+        TILES_PAD=pad(tiles), OVERLAP=overlap, num_warps=1 if d <= 1024 else 4, launch_pdl=overlap,
     )  # fmt: skip
     return Planned(Stream(x, square), Layout(rows_R, columns, slots.pages, position, end, group, slot), gate, proposal)
 
@@ -347,7 +335,7 @@ def accept(slots: Slots, rows_R: Tensor, width: int, token_RC: Tensor) -> Tensor
     overlap = overlaps(rows_R.device)
     _accept_kernel[(len(rows_R),)](
         rows_R, slots.ahead, slots.ahead_count, token_RC, index, kept, slots.ahead.stride(0),
-        WIDTH=width, C_PAD=_pad(width + 1), G_PAD=_pad(width), OVERLAP=overlap, num_warps=1, launch_pdl=overlap,
+        WIDTH=width, C_PAD=pad(width + 1), G_PAD=pad(width), OVERLAP=overlap, num_warps=1, launch_pdl=overlap,
     )  # fmt: skip
     return index
 
@@ -361,7 +349,7 @@ def apply_verified(
         rows_R, token_RC, drafted_RG, slots.text, slots.length, slots.written, slots.limit, slots.done, slots.forwards,
         slots.width, slots.ahead, slots.ahead_count, slots.stop, slots.text.stride(0), slots.ahead.stride(0),
         token_RC.stride(0), drafted_RG.stride(0),
-        WIDTH=width, LAST=shape.groups == "last", PICKED=picked, C_PAD=_pad(width + 1), G_PAD=_pad(width),
+        WIDTH=width, LAST=shape.groups == "last", PICKED=picked, C_PAD=pad(width + 1), G_PAD=pad(width),
         STOPS=MAX_STOP_IDS, OVERLAP=overlap, num_warps=1, launch_pdl=overlap,
     )  # fmt: skip
 
@@ -383,7 +371,7 @@ def apply_diffusion(slots: Slots, rows_R: Tensor, width: int, choice: Choice, ma
         rows_R, choice.token_M, choice.confidence_M, choice.entropy_M, choice.odds_M, slots.text, slots.length,
         slots.written, slots.limit, slots.done, slots.forwards, slots.width, slots.ahead, slots.stop, slots.threshold,
         slots.quota, slots.entropy_bound, slots.edit_below, slots.text.stride(0), slots.ahead.stride(0), mask_id,
-        WIDTH=width, K_PAD=_pad(width), STOPS=MAX_STOP_IDS, OVERLAP=overlap, num_warps=1, launch_pdl=overlap,
+        WIDTH=width, K_PAD=pad(width), STOPS=MAX_STOP_IDS, OVERLAP=overlap, num_warps=1, launch_pdl=overlap,
     )  # fmt: skip
 
 
@@ -393,6 +381,6 @@ def pack(slots: Slots, rows_R: Tensor, most: int) -> Tensor:
     overlap = overlaps(rows_R.device)
     _pack_kernel[(len(rows_R),)](
         rows_R, slots.text, slots.length, slots.written, slots.forwards, slots.done, slots.seen, out, most,
-        slots.text.stride(0), M_PAD=_pad(most), OVERLAP=overlap, num_warps=1, launch_pdl=overlap,
+        slots.text.stride(0), M_PAD=pad(most), OVERLAP=overlap, num_warps=1, launch_pdl=overlap,
     )  # fmt: skip
     return out
