@@ -201,10 +201,10 @@ class LLM:
                 on_progress(len(outputs), len(requests))
         return [outputs[number] for number in range(len(requests))]
 
-    def warm_up(self, concurrency: Sequence[int] = ()) -> None:
-        """Capture CUDA graphs before they are needed: those that read prompts, and what `auto` may want with so many
-        requests at once. On a CPU there is nothing to do."""
-        self.engine.warm_up(concurrency)
+    def warm_up(self, requests: int, params: SamplingParams | None = None) -> None:
+        """Capture CUDA graphs before they are needed: those that read prompts, and those that decode up to so many
+        requests of these params at once. On a CPU there is nothing to do."""
+        self.engine.warm_up(requests, params or SamplingParams())
 
     def record(self) -> EngineStats:
         """Have the engine time its parts from now on; see `engine.stats`."""

@@ -15,8 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from openmercury.diffusion.sample import Sampling
-from openmercury.engine.config import EngineConfig
+from openmercury.engine.config import ROW_BUCKETS, EngineConfig, bucket
 from openmercury.engine.pages import PagePool
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.policy import AutoPolicy, Load, Report
@@ -102,21 +101,24 @@ class Engine:
         self.runner.record(self.stats)
         return self.stats
 
-    def warm_up(self, rows: Iterable[int], sampling: Sampling = "greedy") -> None:
-        """Capture the CUDA graphs that `auto` may want with so many rows at once, and those that read prompts.
+    def warm_up(self, requests: int, params: SamplingParams) -> None:
+        """Capture the CUDA graphs that up to `requests` at once of these params may want, and those that read prompts.
 
-        Their times are the policy's first, so that it need not try shapes while requests wait. Takes seconds a number
-        of rows, more where kernels are compiled; does nothing where no graphs are used.
+        Their times are the policy's first, so that `auto` need not try shapes while requests wait. Takes about a
+        quarter of a second a graph, more where kernels are compiled; does nothing where no graphs are used.
         """
         if not (self.runner.fused and self.config.graphs):
             return
         self.runner.warm_prefill()
-        for count in rows:
-            for shape in self.policy.shapes:
-                seconds = self.runner.warm_decode(shape, count, sampling, 1)
-                self.policy.costs.observe(Load.of(count, sampling), shape, Report(1, seconds, 0, 0))
-            for shape in self.policy.shapes:
-                self.runner.warm_decode(shape, count, sampling, self.policy.steps(shape, count, sampling))
+        request = self.request([0], params)
+        kind, most = request.sampling, min(requests, self.config.max_requests)
+        for rows in (size for size in ROW_BUCKETS if size <= bucket(most, ROW_BUCKETS)):
+            shapes = [shape._replace(penalised=request.penalised) for shape in self.scheduler.shapes([request])]
+            for shape in shapes:
+                seconds = self.runner.warm_decode(shape, rows, kind, 1)
+                self.policy.costs.observe(Load.of(rows, kind), shape, Report(1, seconds, 0, 0))
+            for shape in shapes:
+                self.runner.warm_decode(shape, rows, kind, self.policy.steps(shape, rows, kind))
 
     @property
     def busy(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -123,14 +123,22 @@ class Scheduler:
         self.running.remove(request)
         request.pages, request.slot, request.written = [], None, 0
 
+    def shapes(self, alike: list[Request]) -> Sequence[Shape]:
+        """What the next forwards of requests of one mode may look like: one shape, or all that `auto` has."""
+        mode, width = alike[0].mode, max(request.width for request in alike)
+        if mode == "auto":
+            return self.policy.shapes
+        if mode == "ar":
+            return [Shape("ar", 1)]
+        return [Shape(mode, width, self.config.draft_groups if mode == "verified" else "all")]
+
     def _shaped(self, ready: list[Request], watched: bool) -> list[Decode]:
         """Requests by the shape of their next forwards."""
         shaped: dict[Shape, list[Request]] = {}
         for mode in ("ar", "verified", "diffusion"):
             alike = [request for request in ready if request.mode == mode]
             if alike:
-                width = 1 if mode == "ar" else max(request.width for request in alike)
-                shaped[Shape(mode, width, self.config.draft_groups if mode == "verified" else "all")] = alike
+                shaped[self.shapes(alike)[0]] = alike
         free = [request for request in ready if request.mode == "auto"]
         if free:
             shaped.setdefault(self.policy.shape(len(free), _sampling(free)), []).extend(free)

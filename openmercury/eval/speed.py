@@ -76,8 +76,8 @@ class Bench:
         self.llm, self.prompts, self.stats = llm, prompts, llm.record()
 
     def warm_up(self, params: SamplingParams, concurrency: int) -> None:
-        """Two short answers a client, so that all numbers of rows occur; a CPU captures no graphs, one is enough."""
-        self.llm.warm_up([concurrency, -(-3 * concurrency // 4)] if params.mode == "auto" else [])
+        """Graphs, and two short answers a client, so that all numbers of rows occur; for a CPU one is enough."""
+        self.llm.warm_up(concurrency, params)
         sent = self._sent(1 if self.llm.device == "cpu" else 2 * concurrency)
         spread = [WARM_UP_TOKENS[number * len(WARM_UP_TOKENS) // len(sent)] for number in range(len(sent))]
         each = [params.model_copy(update={"max_tokens": min(most, params.max_tokens)}) for most in spread]

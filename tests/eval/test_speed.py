@@ -46,10 +46,10 @@ class ClockworkLLM:
     def __init__(self, device: str = "cuda") -> None:
         self.device, self.now, self.forwards = device, 0.0, 0
         self.sent: list[tuple[int, list[int]]] = []  # requests and their max_tokens, of each pass
-        self.warmed: list[list[int]] = []
+        self.warmed: list[tuple[int, str]] = []
 
-    def warm_up(self, concurrency: list[int]) -> None:
-        self.warmed.append(concurrency)
+    def warm_up(self, requests: int, params: SamplingParams) -> None:
+        self.warmed.append((requests, params.mode))
 
     def record(self) -> ClockworkStats:
         return ClockworkStats(self)
@@ -130,7 +130,7 @@ def test_the_pass_before_is_short_and_frays(llm: ClockworkLLM) -> None:
     assert lengths == sorted(lengths)
     assert (lengths[0], lengths[-1], len(set(lengths[-8:]))) == (8, 100, 5)
     bench(llm).warm_up(SamplingParams(mode="auto"), 8)
-    assert llm.warmed == [[], [8, 6]]
+    assert llm.warmed == [(8, "ar"), (8, "auto")]
     without_graphs = ClockworkLLM("cpu")
     bench(without_graphs).warm_up(SamplingParams(mode="ar"), 8)
     assert without_graphs.sent == [(1, [8])]

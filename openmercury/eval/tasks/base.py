@@ -64,8 +64,8 @@ class Program:
 class Task(Protocol):
     """One benchmark.
 
-    Tasks of the same `prompts` ask the same and are judged by different tests (HumanEval, HumanEval+): their samples are
-    generated once. The first of `styles` is the usual one.
+    Tasks of the same `prompts` ask the same and are judged by different tests (HumanEval, HumanEval+): their samples
+    are generated once. The first of `styles` is the usual one.
     """
 
     name: str
