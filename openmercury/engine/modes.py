@@ -93,7 +93,7 @@ def apply(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatch, choice:
     slots.forwards[rows] += active.long()
     if shape.mode == "ar":
         slots.written[rows] = slots.length[rows]
-        slots.ahead_count[rows] = 0  # drafts of an earlier forward in another mode
+        slots.ahead_count.index_fill_(0, rows, 0)  # drafts of an earlier forward in another mode
         slots.commit(rows, Committed(shaped.token_M, torch.ones_like(rows)))
     elif shape.mode == "verified":
         _apply_verified(slots, rows, shape, batch, shaped.token_M)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from openmercury.diffusion import reference
 from openmercury.diffusion.sample import Sampling
@@ -255,6 +256,34 @@ def test_diffusion_that_lets_only_equal_tokens_stand_is_ar() -> None:
             list(engine.generate([request]))
             texts.append(request.completion)
         assert texts[0] == texts[1]
+
+
+class NoNumbers(TorchDispatchMode):
+    """Refuses `tensor[index] = number`: on CUDA that copies from the host, which cannot be captured in a graph."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket is torch.ops.aten.index_put_:
+            assert args[2].dim() > 0, "a number is assigned by index: use index_fill_"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", ["ar", "verified", "diffusion"])
+def test_a_forward_copies_no_number_from_the_host(mode: str) -> None:
+    engine = Engine(MODEL, EngineConfig(cache_tokens=256, page_size=4))
+    params = SamplingParams.model_validate({"mode": mode, "max_tokens": 6, "ignore_eos": True})
+    requests = [engine.request([1, 2, 3, 4, 5], params) for _ in range(2)]  # values of one row would lose their axis
+    decode = engine.runner._decode
+
+    def watched(shape: Shape, sampling: Sampling, forwards: int) -> Any:
+        def run(rows: Tensor) -> Tensor:
+            with NoNumbers():
+                return decode(shape, sampling, forwards)(rows)
+
+        return run
+
+    engine.runner._decode = watched  # type: ignore[method-assign]
+    list(engine.generate(requests))
+    assert [(request.error, len(request.completion)) for request in requests] == [(None, 6)] * 2
 
 
 def test_forwards_are_counted() -> None:
