@@ -50,9 +50,8 @@ class Tiles(NamedTuple):
 
 
 def tiles_for(positions: int, outputs: int, inner: int, itemsize: int) -> Tiles:
-    """For [positions, inner] · [outputs, inner]ᵀ, as measured on an H100 at the sizes of a 0.5B and a 7B network.
-
-    Weights of one byte (`itemsize`) take tiles of as many bytes where the inner axis is whole.
+    """For [positions, inner] · [outputs, inner]ᵀ, with weights of 2 or 4 bytes (`itemsize`) as measured on an H100 at
+    the sizes of a 0.5B and a 7B network; those of one byte take tiles of as many bytes where the inner axis is whole.
     """
     t = _tiles_of_halves(positions, outputs, inner)
     return t._replace(k=2 * t.k, stages=min(t.stages, 4)) if itemsize == 1 and t.splits == 1 else t
