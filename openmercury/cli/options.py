@@ -26,7 +26,7 @@ MODEL, DECODING, SHOWN = "Model", "Decoding", "Output"
 
 # As in SamplingParams, whose import would cost the help page pydantic.
 ModeName = Literal["diffusion", "verified", "ar", "auto"]
-DtypeName = Literal["auto", "float32", "bfloat16", "float64", "int8"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float64", "int8", "fp8"]
 
 
 def option(help: str, *names: str, panel: str | None = None, metavar: str | None = None) -> Any:

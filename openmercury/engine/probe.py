@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from openmercury.engine.engine import WIDEST, Engine
 from openmercury.engine.modes import Shape
@@ -20,8 +21,7 @@ from openmercury.engine.params import DecodeMode, SamplingParams
 from openmercury.engine.policy import FULL_ROWS, MOST_STEPS
 from openmercury.engine.stats import EngineStats
 from openmercury.errors import InputError
-from openmercury.model.config import ModelConfig
-from openmercury.model.costs import layer_shapes, weights_read
+from openmercury.model.transformer import RMSNorm, Transformer
 
 FORWARDS = 50
 WARM_UP = 10  # forwards before the measured ones: the first captures the graph
@@ -58,12 +58,13 @@ class Simulated:
     share_idle: float
 
 
-def weight_bytes(config: ModelConfig, itemsize: int, *, noisy: bool) -> int:
-    """Bytes of weights that a forward reads: all matrices, the head, and the adapter's where there is noise."""
-    count, facts = weights_read(config), config.diffusion
-    if noisy and facts is not None and facts.adapter is not None:
-        count += config.n_layers * facts.adapter.rank * sum(outputs + inner for outputs, inner in layer_shapes(config))
-    return count * itemsize
+def weight_bytes(model: Transformer, *, noisy: bool) -> int:
+    """Bytes of weights that a forward reads, as they are held: all matrices with the scales of their rows, the head's
+    too, and the adapter's where there is noise."""
+    parts = [*model.layers, model.head, *([model.adapter] if noisy and model.adapter is not None else [])]
+    modules = [module for part in parts for module in part.modules() if not isinstance(module, RMSNorm)]
+    held = [getattr(module, name, None) for module in modules for name in ("weight", "scale", "a", "b")]
+    return sum(x.numel() * x.itemsize for x in held if isinstance(x, Tensor))
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -97,7 +98,7 @@ def forward_times(engine: Engine, positions: Sequence[int], bandwidth: float, co
         if not 1 <= count <= WIDEST:
             raise InputError(f"a forward over {count} positions was asked for: use 1 to {WIDEST}")
         run_forwards(engine, stats, "ar" if count == 1 else "diffusion", count, 1, context)
-        read = weight_bytes(engine.model.config, engine.runner.dtype.itemsize, noisy=count > 1)
+        read = weight_bytes(engine.model, noisy=count > 1)
         ms = 1e3 * statistics.median(stats.step_seconds("decode")) / _steps(engine, 1)
         yield ForwardTime(count, context, ms, 1e3 * read / bandwidth, read)
 

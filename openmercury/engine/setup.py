@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
+
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.widths import best_drafts
 from openmercury.errors import ConfigError
 from openmercury.log import get_logger
 from openmercury.model.config import ModelConfig
 from openmercury.model.costs import FORMATS, Costs, costs_of, packable
+from openmercury.model.float8 import LEAST_CAPABILITY
 from openmercury.model.machine import set_threads
 
-# int8 rounds activations, too, and agrees less with the exact network (docs/log.md): it is taken by name only.
+# int8 and fp8 agree less with the exact network (docs/log.md): they are taken by name only.
 AUTOMATIC = ("float32", "bfloat16")
 
 
@@ -43,9 +46,13 @@ def setup(
     if device != "cpu":
         if dtype == "int8":
             raise ConfigError(f"dtype int8 is for CPUs and the device is {device}: use bfloat16, or device cpu")
+        if dtype == "fp8" and torch.cuda.get_device_capability() < LEAST_CAPABILITY:
+            raise ConfigError("dtype fp8 needs a GPU of compute capability 8.9 or later (Ada, Hopper): use bfloat16")
         chosen = "bfloat16" if dtype == "auto" else dtype
         why = "GPUs multiply it in hardware" if dtype == "auto" else "asked for"
         return Setup(chosen, engine or EngineConfig.for_device(device), why)
+    if dtype == "fp8":
+        raise ConfigError(f"dtype fp8 is for GPUs and the device is {device}: use int8, bfloat16 or auto")
     if dtype == "int8" and not packable(FORMATS[dtype]):
         raise ConfigError(
             "dtype int8 needs 8-bit products of oneDNN that this PyTorch or this processor lacks: "

@@ -22,6 +22,7 @@ from openmercury.log import get_logger
 from openmercury.model import machine
 from openmercury.model.attention import DenseAttend
 from openmercury.model.config import ModelConfig
+from openmercury.model.float8 import FLOAT8, round_weights
 from openmercury.model.packed import Int8Linear, PackedLinear, can_pack, pack
 from openmercury.model.transformer import Transformer
 from openmercury.model.weights import empty_model
@@ -36,34 +37,41 @@ Costs = dict[int, float]  # rows → milliseconds
 
 
 class Format(NamedTuple):
-    """How weights are held, and the dtype of the activations they meet."""
+    """The dtype of activations, and that of the weights where they are rounded further, with a scale an output row."""
 
     dtype: torch.dtype
-    int8: bool = False
+    rounded: torch.dtype | None = None
 
     @property
     def bytes(self) -> int:
         """Of one weight."""
-        return 1 if self.int8 else self.dtype.itemsize
+        return (self.rounded or self.dtype).itemsize
 
 
 FORMATS = {
     "float32": Format(torch.float32),
     "bfloat16": Format(torch.bfloat16),
     "float64": Format(torch.float64),
-    "int8": Format(torch.float32, int8=True),
+    "int8": Format(torch.float32, torch.int8),
+    "fp8": Format(torch.bfloat16, FLOAT8),
 }
 
 
 def packable(kind: Format) -> bool:
     """Are there packed products for this format on this CPU?"""
-    return can_pack(Int8Linear if kind.int8 else PackedLinear, kind.dtype)
+    return kind.rounded != FLOAT8 and can_pack(_packed(kind), kind.dtype)
+
+
+def _packed(kind: Format) -> type[Int8Linear | PackedLinear]:
+    return PackedLinear if kind.rounded is None else Int8Linear
 
 
 def pack_as(kind: Format, network: Transformer) -> None:
-    """Pack the weights of a CPU network, where there are packed products for its format; else leave it as it is."""
-    if network.embedding.weight.device.type == "cpu" and packable(kind):
-        pack(network, Int8Linear if kind.int8 else PackedLinear)
+    """Round weights to fp8; pack those of a CPU network where there are packed products for its format."""
+    if kind.rounded == FLOAT8:
+        round_weights(network)
+    elif network.embedding.weight.device.type == "cpu" and packable(kind):
+        pack(network, _packed(kind))
 
 
 def candidates(device: str) -> list[str]:

@@ -130,10 +130,15 @@ def pack(model: Transformer, kind: Kind = PackedLinear) -> None:
     """
     dtype = model.embedding.weight.dtype
     beside = torch.bfloat16 if kind is Int8Linear and can_pack(PackedLinear, torch.bfloat16) else dtype
+    replace_products(model, kind, lambda lora: PackedLoRA(lora, beside))
+
+
+def replace_products(model: Transformer, linear: Kind, lora: Callable[[GatedLoRA], nn.Module]) -> None:
+    """Put other forms of its linear layers and of its adapter's updates into a network."""
     # Plain layers are not held here, so that each goes when its packed form has come.
     for module in [each for each in model.modules() if not isinstance(each, nn.Linear | GatedLoRA)]:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(module, name, kind(child.weight, child.bias))
+                setattr(module, name, linear(child.weight, child.bias))
             elif isinstance(child, GatedLoRA):
-                setattr(module, name, PackedLoRA(child, beside))
+                setattr(module, name, lora(child))

@@ -150,3 +150,14 @@ class Transformer(nn.Module):
         if self.config.diffusion is not None:
             logits[..., self.config.diffusion.mask_id] = float("-inf")
         return logits
+
+
+def fold_norms(model: Transformer) -> None:
+    """Multiply the weights of each norm in front of a product into the columns of W and A; the norm keeps its scale."""
+    for index, layer in enumerate(cast(list[Layer], list(model.layers))):
+        adapter = None if model.adapter is None else cast(LayerAdapter, model.adapter.layers[index])
+        for norm, name in ((layer.attention_norm, "qkv"), (layer.ffn_norm, "gate_up")):
+            getattr(layer, name).weight.data.mul_(norm.weight.data)
+            if adapter is not None:
+                getattr(adapter, name).a.data.mul_(norm.weight.data)
+            norm.weight.data.fill_(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import random
 
 import torch
@@ -19,10 +20,11 @@ from openmercury.engine.cuda.attention import Layout, PagedAttend
 from openmercury.engine.cuda.forward import CudaForward
 from openmercury.engine.cuda.head import Wanted, choose_fused
 from openmercury.engine.cuda.network import FusedTransformer, Stream, block_d
-from openmercury.engine.cuda.products import FEW, Tiles, product
+from openmercury.engine.cuda.products import FEW, Matrix, Tiles, product
 from openmercury.engine.modes import NOWHERE, ForwardBatch, Shape
 from openmercury.engine.state import RUNNING, Slots
 from openmercury.model.config import ModelConfig
+from openmercury.model.float8 import Float8Linear, round_weights
 from tests import tiny
 
 
@@ -51,23 +53,36 @@ def layout_of(batch: ForwardBatch, pages_RP: torch.Tensor, page: int) -> Layout:
 
 
 def products(positions: int, outputs: int, inner: int, dtype: torch.dtype, bound: float) -> None:
-    """With the inner axis split and whole."""
+    """With the inner axis split and whole, W as it is and in e4m3."""
     x, w = (torch.randn(n, inner, device=DEVICE).to(dtype) for n in (positions, outputs))
-    exact = F.linear(x.double(), w.double())
-    given = (None,) if DEVICE.type == "cuda" else (Tiles(16, 16, 16, 4), Tiles(16, 32, 32, 1))
-    for tiles in given:
-        got = product(x, w, tiles=tiles).double().sum(0)
-        assert (got - exact).norm() / exact.norm() < bound, (positions, outputs, inner, tiles)
+    given = (None,) if DEVICE.type == "cuda" else (Tiles(16, 16, 16, 4), Tiles(16, 32, 32, 1), Tiles(16, 32, 64, 1))
+    for matrix in (Matrix(w), in_float8(w)):
+        exact = F.linear(x.double(), widened(matrix).double())
+        for tiles in given:
+            got = product(x, matrix, tiles=tiles).double().sum(0)
+            assert (got - exact).norm() / exact.norm() < bound, (positions, outputs, inner, tiles, matrix.scale_O)
 
 
-def heads(count: int, dtype: torch.dtype, *, indexed: bool, vocabulary: int = 500, d: int = 64) -> None:
+def in_float8(weight: torch.Tensor) -> Matrix:
+    """Rows of very different sizes, so that a scale in the wrong place is noticed."""
+    return Matrix.of(Float8Linear(weight * torch.logspace(-1, 1, len(weight), device=DEVICE)[:, None], None))
+
+
+def widened(matrix: Matrix) -> torch.Tensor:
+    """The numbers that a matrix stands for."""
+    weight = matrix.weight_OI.float()
+    return weight if matrix.scale_O is None else weight * matrix.scale_O[:, None]
+
+
+def heads(
+    count: int, dtype: torch.dtype, *, indexed: bool, float8: bool = False, vocabulary: int = 500, d: int = 64
+) -> None:
     """Greedy and sampled rows together; a token may differ only where two scores nearly tie."""
     mask, rows, columns = vocabulary - 1, 3, -(-count // 3) + 2
     n = rows * columns
-    x, w = (
-        torch.randn(n, d, device=DEVICE).to(dtype),
-        (torch.randn(vocabulary, d, device=DEVICE) * 2 / d**0.5).to(dtype),
-    )
+    x = torch.randn(n, d, device=DEVICE).to(dtype)
+    w = (torch.randn(vocabulary, d, device=DEVICE) * 2 / d**0.5).to(dtype)
+    head = in_float8(w) if float8 else Matrix(w)
     index = torch.randperm(n, device=DEVICE)[:count].int() if indexed else torch.arange(n, device=DEVICE).int()
     index = index.long()
     position = torch.randint(0, 30000, (n,), device=DEVICE).int()
@@ -77,14 +92,14 @@ def heads(count: int, dtype: torch.dtype, *, indexed: bool, vocabulary: int = 50
     slot = torch.arange(rows, device=DEVICE)
     row = slot[index // columns]
     whole = torch.zeros(len(index), device=DEVICE)
-    logits = F.linear(x.float(), w.float())[index]
+    logits = F.linear(x.float(), widened(head))[index]
     logits[:, mask] = float("-inf")
     for sample in (False, True):
         at = heat[row] if sample else whole
         params = RowParams(at, whole.long(), whole + 1, seed[row], position[index].long() + 1, proposal[index].long())
         slow = choose(logits, params, "sampled" if sample else "greedy")
         wanted = Wanted(index.int() if indexed else None, slot, columns, position, proposal, heat, seed)
-        fast = choose_fused(x, w, wanted, mask, sample=sample, statistics=True)
+        fast = choose_fused(x, head, wanted, mask, sample=sample, statistics=True)
         same = slow.token_M == fast.token_M
         assert same.float().mean() > 0.99, (slow.token_M, fast.token_M)
         loose = 1e-3
@@ -92,7 +107,7 @@ def heads(count: int, dtype: torch.dtype, *, indexed: bool, vocabulary: int = 50
         torch.testing.assert_close(slow.odds_M[same], fast.odds_M[same], rtol=loose, atol=loose / 10)
         torch.testing.assert_close(slow.entropy_M, fast.entropy_M, rtol=loose, atol=loose)
     x[index[0]] = float("nan")
-    fast = choose_fused(x, w, wanted, mask, sample=False, statistics=True)
+    fast = choose_fused(x, head, wanted, mask, sample=False, statistics=True)
     assert [float(field[0]) for field in fast] == [NO_TOKEN, 0.0, torch.inf, -1.0]
     assert (fast.token_M >= 0).sum() == len(index) - 1
 
@@ -258,12 +273,14 @@ def attention(rows: int, queries: int, heads: int, kv_heads: int, dtype: torch.d
         torch.testing.assert_close(caches[0].key[:, page:], caches[1].key[:, page:])
 
 
-def network(architecture: str, dtype: torch.dtype, bound: float, rows: int = 2) -> None:
+def network(architecture: str, dtype: torch.dtype, bound: float, rows: int = 2, *, float8: bool = False) -> None:
     """Hidden states of the fused network and of the plain one: clean with a cache, then drafts with noise."""
     config = tiny.config(architecture).model_copy(update={"head_size": 32})  # the least that tensor cores take is 16
     model = tiny.network(dtype=torch.float32, of=config).to(DEVICE, dtype)
     for parameter in model.parameters():
         parameter.data *= 0.4
+    if float8:
+        round_weights(model)
     pages = 1 + torch.arange(rows * 2, device=DEVICE).view(rows, 2).int()
     caches = [PagedCache(model.config, 1 + rows * 2, 16, dtype=dtype, device=DEVICE) for _ in range(2)]
     slow_model, fast_model = model, FusedTransformer(copy.deepcopy(model), caches[1])
@@ -289,7 +306,7 @@ def network(architecture: str, dtype: torch.dtype, bound: float, rows: int = 2) 
         )
         fast = fast_model.norm(out, model.norm.weight).view_as(slow)
         error = (fast - slow).float().norm() / slow.float().norm()
-        assert error < bound, (architecture, dtype, noisy, float(error))
+        assert error < bound, (architecture, dtype, float8, noisy, float(error))
         torch.testing.assert_close(caches[0].key[:, 16:], caches[1].key[:, 16:], atol=bound * 30, rtol=bound * 10)
 
 
@@ -320,10 +337,14 @@ if __name__ == "__main__":
             if not interpreted:
                 network(architecture, torch.bfloat16, 3e-2, rows=5)
                 network(architecture, torch.bfloat16, 3e-2, rows=FEW // 8)
-    for indexed in (False, True):
-        heads(5 if interpreted else 300, torch.float32, indexed=indexed)
+        network("qwen2", torch.float32, 1e-4, float8=True)
         if not interpreted:
-            heads(30, torch.bfloat16, indexed=indexed, vocabulary=5000, d=896)
+            network("qwen2", torch.bfloat16, 3e-2, rows=5, float8=True)
+            network("qwen2", torch.bfloat16, 3e-2, rows=FEW // 8, float8=True)
+    for indexed, float8 in itertools.product((False, True), repeat=2):
+        heads(5 if interpreted else 300, torch.float32, indexed=indexed, float8=float8)
+        if not interpreted:
+            heads(30, torch.bfloat16, indexed=indexed, float8=float8, vocabulary=5000, d=896)
     if interpreted:
         whole_steps(torch.float32, 8)
     print("kernels agree with their twins")

@@ -61,6 +61,14 @@ def test_a_format_that_cannot_be_had_is_refused_by_name(monkeypatch: pytest.Monk
         setup("int8", "cuda", config())
     with pytest.raises(ConfigError, match="'fp7' is unknown: use auto, float32"):
         setup("fp7", "cpu", config())
+    with pytest.raises(ConfigError, match="fp8 is for GPUs and the device is cpu: use int8, bfloat16 or auto"):
+        setup("fp8", "cpu", config())
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (8, 6))
+    with pytest.raises(ConfigError, match=r"capability 8\.9 or later .*: use bfloat16"):
+        setup("fp8", "cuda", config())
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    assert setup("fp8", "cuda", config()).dtype == "fp8"
+    assert setup("auto", "cuda", config()).dtype == "bfloat16"
     monkeypatch.setattr(chosen, "packable", lambda kind: False)
     with pytest.raises(ConfigError, match="int8 needs 8-bit products"):
         setup("int8", "cpu", config())

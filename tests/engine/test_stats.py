@@ -12,6 +12,7 @@ from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
 from openmercury.engine.params import DecodeMode, SamplingParams
 from openmercury.errors import InputError
+from openmercury.model.float8 import round_weights
 from openmercury.model.shapes import SHAPES, random_model
 from openmercury.model.transformer import Transformer
 from tests import tiny
@@ -84,6 +85,19 @@ def test_forwards_alone() -> None:
         list(probe.forward_times(one, [200], 1e9, 64))
     with pytest.raises(InputError, match="use a smaller one"):
         list(probe.forward_times(one, [1], 1e9, 2000))
+
+
+def test_rounded_weights_are_counted_as_they_are_held() -> None:
+    model = engine().model
+    assert model.adapter is not None
+    whole, adapter = matrices(model), adapter_matrices(model)
+    a = sum(w.numel() for name, w in model.adapter.named_parameters() if name.endswith(".a"))
+    scales = [sum(len(w) for w in whole), sum(len(layer.a) for layer in model.adapter.modules() if hasattr(layer, "a"))]
+    b_bytes = 4 * (sum(w.numel() for w in adapter) - a)
+    round_weights(model)
+    clean = sum(w.numel() for w in whole) + 4 * scales[0]
+    assert probe.weight_bytes(model, noisy=False) == clean
+    assert probe.weight_bytes(model, noisy=True) == clean + a + 4 * scales[1] + b_bytes
 
 
 def matrices(model: Transformer) -> list[torch.Tensor]:

@@ -13,6 +13,7 @@ from openmercury.engine.cache import PagedCache
 from openmercury.engine.cuda import steps
 from openmercury.engine.cuda.head import Wanted, choose_fused
 from openmercury.engine.cuda.network import FusedTransformer
+from openmercury.engine.cuda.products import Matrix
 from openmercury.engine.modes import Shape
 from openmercury.engine.state import Slots
 from openmercury.engine.stats import EngineStats, timed_head
@@ -26,7 +27,7 @@ class CudaForward:
 
     def __init__(self, model: Transformer, cache: PagedCache, slots: Slots, mask_id: int, head_rows: int) -> None:
         self.model, self.cache, self.slots, self.mask_id, self.head_rows = model, cache, slots, mask_id, head_rows
-        self.network = FusedTransformer(model, cache)
+        self.network, self.head = FusedTransformer(model, cache), Matrix.of(model.head)
         self.stats: EngineStats | None = None
 
     def prefill(self, rows_R: Tensor, start_R: Tensor, count_R: Tensor, columns: int) -> None:
@@ -95,11 +96,11 @@ class CudaForward:
     def _choose_fused(
         self, hidden_ND: Tensor, plan: steps.Planned, index_M: Tensor | None, *, sample: bool, statistics: bool
     ) -> Choice:
-        slots, layout, weight_VD = self.slots, plan.layout, self.model.head.weight
+        slots, layout = self.slots, plan.layout
         wanted = Wanted(
             index_M, layout.rows_R, layout.columns, layout.position_N, plan.proposal_N, slots.temperature, slots.seed
         )
-        return choose_fused(hidden_ND, weight_VD, wanted, self.mask_id, sample=sample, statistics=statistics)
+        return choose_fused(hidden_ND, self.head, wanted, self.mask_id, sample=sample, statistics=statistics)
 
     def _choose_stored(
         self,

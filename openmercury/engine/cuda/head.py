@@ -16,7 +16,7 @@ from torch import Tensor
 
 from openmercury.diffusion.sample import Choice
 from openmercury.engine.cuda.launch import after_last_kernel, overlaps
-from openmercury.engine.cuda.products import FEW
+from openmercury.engine.cuda.products import FEW, Matrix
 
 BLOCK_V = 128
 
@@ -59,9 +59,9 @@ def _gumbel(v, seed, position):
 
 @triton.jit
 def _head_kernel(
-    x, weight, index, rows, position, proposal, temperature, seed, top, top_at, stats, proposed,
+    x, weight, scale, index, rows, position, proposal, temperature, seed, top, top_at, stats, proposed,
     count, vocabulary, columns, mask_id,
-    D: tl.constexpr, INDEXED: tl.constexpr, SAMPLE: tl.constexpr, STATS: tl.constexpr,
+    D: tl.constexpr, SCALED: tl.constexpr, INDEXED: tl.constexpr, SAMPLE: tl.constexpr, STATS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M rows × BLOCK_V tokens. Tiles of one piece of the vocabulary run side by side, so that its
@@ -71,6 +71,8 @@ def _head_kernel(
     m = tl.program_id(0) % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)
     v = v0 + tl.arange(0, BLOCK_V)
     m_ok, v_ok = m < count, v < vocabulary
+    if SCALED:
+        worth = tl.load(scale + v, mask=v_ok, other=0.0)
     after_last_kernel(OVERLAP)
     n = m
     if INDEXED:
@@ -81,7 +83,9 @@ def _head_kernel(
         k_ok = k < D
         w = tl.load(weight + v.to(tl.int64)[:, None] * D + k[None, :], mask=v_ok[:, None] & k_ok[None, :], other=0.0)
         a = tl.load(x + n.to(tl.int64)[:, None] * D + k[None, :], mask=m_ok[:, None] & k_ok[None, :], other=0.0)
-        acc += tl.dot(a, tl.trans(w), input_precision="ieee")
+        acc += tl.dot(a, tl.trans(w.to(a.dtype)), input_precision="ieee")
+    if SCALED:
+        acc *= worth[None, :]
     logit = tl.where((v_ok & (v != mask_id))[None, :], acc, -float("inf"))
     score = logit
     if SAMPLE:
@@ -141,15 +145,14 @@ def _join_kernel(
         tl.store(odds + m, tl.where(broken, -1.0, tl.exp(tl.load(proposed + m) - chosen)))
 
 
-def choose_fused(
-    x_ND: Tensor, weight_VD: Tensor, wanted: Wanted, mask_id: int, *, sample: bool, statistics: bool
-) -> Choice:
+def choose_fused(x_ND: Tensor, head: Matrix, wanted: Wanted, mask_id: int, *, sample: bool, statistics: bool) -> Choice:
     """`sample.choose` on the logits x·Wᵀ of M rows; without truncation, and the mask token is never chosen.
 
     Rows without noise in temperature take the greedy token; without `sample` all do. Without `statistics` only tokens.
     A row whose largest logit is NaN or infinite gets what `Choice` says.
     """
     count = len(x_ND) if wanted.index_M is None else len(wanted.index_M)
+    weight_VD, scale_V = head
     vocabulary, d = weight_VD.shape
     device = x_ND.device
     tiles = triton.cdiv(vocabulary, BLOCK_V)
@@ -161,11 +164,11 @@ def choose_fused(
     block_m = max(16, min(64, triton.next_power_of_2(count))) if count <= FEW else 128
     overlap = overlaps(device)
     _head_kernel[(triton.cdiv(count, block_m) * tiles,)](
-        x_ND, weight_VD, token if wanted.index_M is None else wanted.index_M,
+        x_ND, weight_VD, top if scale_V is None else scale_V, token if wanted.index_M is None else wanted.index_M,
         wanted.rows_R, wanted.position_N, wanted.proposal_N, wanted.temperature_S, wanted.seed_S,
         top, top_at, stats, proposed, count, vocabulary, wanted.columns, mask_id,
-        D=d, INDEXED=wanted.index_M is not None, SAMPLE=sample, STATS=statistics,
-        BLOCK_M=block_m, BLOCK_V=BLOCK_V, BLOCK_K=64, OVERLAP=overlap,
+        D=d, SCALED=scale_V is not None, INDEXED=wanted.index_M is not None, SAMPLE=sample, STATS=statistics,
+        BLOCK_M=block_m, BLOCK_V=BLOCK_V, BLOCK_K=64 if scale_V is None else 128, OVERLAP=overlap,
         num_warps=8 if block_m == 128 else 4, num_stages=3, launch_pdl=overlap,
     )  # fmt: skip
     _join_kernel[(count,)](

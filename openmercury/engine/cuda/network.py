@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from openmercury.engine.cache import PagedCache
 from openmercury.engine.cuda.attention import Layout, attend
 from openmercury.engine.cuda.launch import after_last_kernel, overlaps, pad
-from openmercury.engine.cuda.products import product
+from openmercury.engine.cuda.products import Matrix, product
 from openmercury.model.adapter import GatedLoRA, LayerAdapter
-from openmercury.model.transformer import Layer, RMSNorm, Transformer
+from openmercury.model.float8 import Float8Linear, Float8LoRA
+from openmercury.model.transformer import Layer, Transformer, fold_norms
 
 MIN_DOT = 16  # tl.dot takes no smaller side
 MANY = 512  # positions from which large tiles are faster (measured on an H100)
@@ -208,34 +209,31 @@ def _qkv_kernel(
 
 
 class _FusedLayer:
-    """Stacked weights [W; A] and B of one layer, the norms in front folded in.
-
-    The layer's own weights become views of them and its norms ones, so nothing is held twice and the plain network
-    still computes the same.
-    """
+    """Stacked weights [W; A] and B of one layer."""
 
     def __init__(self, layer: Layer, adapter: LayerAdapter | None) -> None:
         self.layer = layer
         self.qkv, self.out, self.gate_up, self.down = (
-            self._stack(getattr(layer, name), None if adapter is None else getattr(adapter, name), norm)
-            for name, norm in (
-                ("qkv", layer.attention_norm), ("out", None), ("gate_up", layer.ffn_norm), ("down", None)
-            )
-        )  # fmt: skip
-        layer.attention_norm.weight.data.fill_(1)
-        layer.ffn_norm.weight.data.fill_(1)
+            _stack(getattr(layer, name), None if adapter is None else getattr(adapter, name))
+            for name in ("qkv", "out", "gate_up", "down")
+        )
 
-    @staticmethod
-    def _stack(linear: nn.Linear, lora: GatedLoRA | None, norm: RMSNorm | None) -> tuple[Tensor, Tensor]:
-        weight = linear.weight.data
-        stacked = weight if lora is None else torch.cat((weight, lora.a.to(weight.dtype)))
-        if norm is not None:
-            stacked = (stacked.float() * norm.weight.float()).to(weight.dtype)
-        linear.weight.data = stacked[: len(weight)]
-        if lora is None:
-            return stacked, weight.new_empty(0, 0)
-        lora.a.data, lora.b.data = stacked[len(weight) :], lora.b.to(weight.dtype).contiguous()
-        return stacked, lora.b.data
+
+def _stack(linear: nn.Linear | Float8Linear, lora: GatedLoRA | Float8LoRA | None) -> tuple[Matrix, Tensor]:
+    """[W; A] and B; the layer's own W, A and B become parts of them, so nothing is held twice."""
+    outputs = len(linear.weight)
+    if lora is None:
+        return Matrix.of(linear), linear.weight.new_empty(0, 0)
+    if isinstance(linear, Float8Linear):
+        assert isinstance(lora, Float8LoRA)
+        stacked = Matrix(torch.cat((linear.weight, lora.a.weight)), torch.cat((linear.scale, lora.a.scale)))
+        linear.weight, lora.a.weight = stacked.weight_OI.split((outputs, len(lora.a.weight)))
+        return stacked, lora.b
+    assert isinstance(lora, GatedLoRA)
+    stacked = Matrix(torch.cat((linear.weight.data, lora.a.to(linear.weight.dtype))))
+    linear.weight.data, lora.a.data = stacked.weight_OI.split((outputs, len(lora.a)))
+    lora.b.data = lora.b.to(linear.weight.dtype).contiguous()
+    return stacked, lora.b.data
 
 
 class Stream(NamedTuple):
@@ -260,6 +258,8 @@ class FusedTransformer:
 
     def __init__(self, model: Transformer, cache: PagedCache) -> None:
         self.model, self.config, self.cache = model, model.config, cache
+        if not isinstance(model.head, Float8Linear):  # whose norms were folded before it was rounded
+            fold_norms(model)
         adapters = [None] * len(model.layers) if model.adapter is None else list(model.adapter.layers)
         self.layers = [
             _FusedLayer(cast(Layer, layer), cast(LayerAdapter | None, adapter))
@@ -297,10 +297,10 @@ class FusedTransformer:
         )  # fmt: skip
         return out
 
-    def _matrix(self, weights: tuple[Tensor, Tensor], gate: Tensor | None) -> Tensor:
+    def _matrix(self, weights: tuple[Matrix, Tensor], gate: Tensor | None) -> Matrix:
         """[W; A] where noise is about, else W."""
         stacked, b = weights
-        return stacked if gate is not None or not self.rank else stacked[: len(b)]
+        return stacked if gate is not None or not self.rank else stacked.first(len(b))
 
     def _common(self, s: Tensor) -> dict[str, Any]:
         """Arguments that all kernels behind a product take."""
@@ -309,7 +309,7 @@ class FusedTransformer:
             "OVERLAP": self.overlap, "num_warps": 4, "launch_pdl": self.overlap,
         }  # fmt: skip
 
-    def _add(self, stream: Stream, y_NI: Tensor, weights: tuple[Tensor, Tensor], gate: Tensor | None) -> None:
+    def _add(self, stream: Stream, y_NI: Tensor, weights: tuple[Matrix, Tensor], gate: Tensor | None) -> None:
         """x += Wy + g·B(Ay)."""
         x, s = stream.x_ND, product(y_NI, self._matrix(weights, gate))
         (n, d), wide = x.shape, block_d(len(x))
