@@ -1,11 +1,10 @@
-"""A made-up benchmark in HumanEval's format, and a model that answers it without a network."""
+"""Made-up data in HumanEval's and MBPP's formats, a tiny checkpoint, and a model for the demo."""
 
 from __future__ import annotations
 
 import json
 import lzma
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from openmercury.engine.params import SamplingParams
-from openmercury.eval.humaneval import TASKS, Sample, Task
-from openmercury.llm import Output, Usage
+from openmercury.eval.humaneval import TASKS, Task
 from openmercury.model.config import AdapterFacts, DiffusionFacts
 from openmercury.model.convert import save_hf
 from tests import tiny
@@ -102,52 +100,6 @@ def write_data(folder: Path, made: Sequence[dict[str, str]] | None = None) -> Pa
     text = "".join(json.dumps(row) + "\n" for row in mbpp_rows())
     (folder / "mbpp" / "mbpp.jsonl.xz").write_bytes(lzma.compress(text.encode()))
     return folder
-
-
-def sample(task: Task, answer: str, *, forwards: int = 2, tokens: int = 6) -> Sample:
-    return Sample(task.task_id, answer, tuple(range(tokens)), "stop", forwards, tokens)
-
-
-class ByteTokenizer:
-    """One token for each byte; the template is the content alone."""
-
-    chat_template = "{{ messages[0]['content'] }}"
-    special: dict[str, int] = {}  # noqa: RUF012
-    named_tokens: dict[str, str] = {}  # noqa: RUF012
-
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
-        return list(text.encode())
-
-
-class BatchLLM:
-    """Solves the made tasks, but for those whose function is named in `wrong`; an answer has 6 tokens, 2 forwards."""
-
-    def __init__(self, wrong: Sequence[str] = ()) -> None:
-        self.tokenizer, self.wrong = ByteTokenizer(), wrong
-        self.folder, self.device, self.dtype, self.load_seconds = Path("models/fake"), "cpu", "float32", 0.1
-        self.batches: list[int] = []
-        self.params: list[SamplingParams] = []
-
-    def generate_batch(
-        self,
-        prompts: Sequence[Sequence[int]],
-        params: SamplingParams,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> list[Output]:
-        self.batches.append(len(prompts))
-        self.params.append(params)
-        if on_progress is not None:
-            on_progress(len(prompts), len(prompts))
-        return [self._answer(bytes(ids).decode(), params) for ids in prompts]
-
-    def _answer(self, prompt: str, params: SamplingParams) -> Output:
-        [name] = re.findall(r"def (sum_\d+)", prompt)
-        code = prompt.partition("```python\n")[2].removesuffix("\n```")
-        [body] = [row["canonical_solution"] for row in rows() if row["entry_point"] == name]
-        if name in self.wrong:
-            body = "    return None\n"
-        text = f"Of course!\n\n```python\n{code}\n{body}```\n"
-        return Output(text, "stop", params.mode, Usage(len(prompt), 6, 2, 0.5), tuple(text.encode()[:6]))
 
 
 class DemoLLM:
