@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from openmercury.errors import DataError
 from openmercury.eval.store import Place, Store, read_verdicts
 from openmercury.eval.tasks import find
-from openmercury.eval.tasks.base import Sample
+from openmercury.eval.tasks.base import Sample, Style
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Agreement:
     """One task of two runs, over the answers that both have; pass@1 over those of them that both have judged."""
 
     task: str
-    style: str
+    style: Style
     compared: int
     identical: int
     judged: int
@@ -27,13 +27,13 @@ class Agreement:
 def agreements(left: Store, right: Store) -> list[Agreement]:
     """All tasks that both runs have; raises DataError where there is none, or no answer in common."""
     have = [tuple(pair) for pair in right.run["tasks"]]
-    both = [(str(name), style) for name, style in left.run["tasks"] if (name, style) in have]
+    both: list[tuple[str, Style]] = [(name, style) for name, style in left.run["tasks"] if (name, style) in have]
     if not both:
         raise DataError("the two runs have no task in common: generate the same tasks in both, with the same --style")
     return [_agreement(left, right, name, style) for name, style in both]
 
 
-def _agreement(left: Store, right: Store, name: str, style: str) -> Agreement:
+def _agreement(left: Store, right: Store, name: str, style: Style) -> Agreement:
     [task] = find([name])
     first, second = (_answers(store.samples(task, style).samples) for store in (left, right))
     places = [place for place in first if place in second]
