@@ -193,8 +193,8 @@ def load(folder: Path, device: str, dtype: str) -> Plain:
     """
     transformers, on = _library(), pick_device(device)
     name = ("float32" if on.type == "cpu" else "bfloat16") if dtype == "auto" else dtype
-    if name == "int8":
-        raise ConfigError("dtype int8 is of our engine alone: give transformers float32 or bfloat16")
+    if FORMATS[name].rounded is not None:
+        raise ConfigError(f"dtype {name} is of our engine alone: give transformers float32 or bfloat16")
     kind = FORMATS[name].dtype
     if any(folder.glob("*.gguf")):
         config = read_config(folder)
