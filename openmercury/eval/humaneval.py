@@ -1,6 +1,6 @@
 """HumanEval: 164 Python functions to complete from signature and docstring, judged by their unit tests.
 
-    task → chat prompt → `LLM` → Sample (the raw answer, kept) → extract → program → sandbox → Verdict
+    task → chat prompt → `LLM` → Sample (the raw answer, kept) → eval.tasks → sandbox → Verdict
 
 Generating and scoring are apart: samples can be scored again, or compared between two modes of decoding. The data is
 that of Chen et al. 2021 (arXiv 2107.03374), prompts go through the checkpoint's chat template.
@@ -8,36 +8,25 @@ that of Chen et al. 2021 (arXiv 2107.03374), prompts go through the checkpoint's
 
 from __future__ import annotations
 
-import ast
 import json
 import os
-import re
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openmercury.data.decontaminate import eval_folder, read_rows
 from openmercury.errors import DataError
 from openmercury.eval.sandbox import Verdict, run_python, usable_backend
+from openmercury.eval.tasks.base import Chat, Problem, Program
+from openmercury.eval.tasks.functions import HumanEval, ask
 from openmercury.text import chat
 
 if TYPE_CHECKING:
     from openmercury.engine.params import SamplingParams
     from openmercury.llm import LLM
 
-TASKS = 164
 WORKERS = 2
-TIMEOUT_SECONDS = 10.0
-PROMPT = (
-    "Please provide a self-contained Python script that solves the following problem in a markdown code block:\n"
-    "```python\n{prompt}\n```"
-)
-# A block without its closing fence, as in a truncated answer, reaches to the end.
-BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
-
 Progress = Callable[[int, int], None]
 
 
@@ -78,14 +67,8 @@ class Cost:
 
 def load(folder: Path | None = None) -> list[Task]:
     """The tasks, from `humaneval/HumanEval.jsonl.xz` in a folder (None: `OPENMERCURY_EVAL_DATA`); raises DataError."""
-    path = eval_folder(folder) / "humaneval" / "HumanEval.jsonl.xz"
-    try:
-        tasks = [Task(**{field.name: row[field.name] for field in fields(Task)}) for row in read_rows(path)]
-    except KeyError as error:
-        raise DataError(f"{path.name} has a row without {error}: restore the file") from None
-    if len({task.task_id for task in tasks}) != TASKS:
-        raise DataError(f"{path.name} holds {len(tasks)} tasks where HumanEval has {TASKS}: restore the file")
-    return tasks
+    rows = [problem.row for problem in HumanEval().problems(folder, "chat")]
+    return [Task(**{field.name: row[field.name] for field in fields(Task)}) for row in rows]
 
 
 # --- from task to answer ---------------------------------------------------------------------------------------------
@@ -93,7 +76,9 @@ def load(folder: Path | None = None) -> list[Task]:
 
 def chat_prompt(task: Task) -> str:
     """What the user's one message says."""
-    return PROMPT.format(prompt=task.prompt.strip())
+    prompt = ask(task.prompt, "chat")
+    assert isinstance(prompt, Chat)
+    return prompt.user
 
 
 def generate(
@@ -145,50 +130,6 @@ def cost(samples: Sequence[Sample]) -> Cost:
 # --- from answer to verdict ------------------------------------------------------------------------------------------
 
 
-def extract(answer: str, entry_point: str) -> str:
-    """The code of an answer: the first block that defines the function, else the last block, else the whole text."""
-    blocks = [textwrap.dedent(block) for block in BLOCK.findall(answer.replace("\r\n", "\n"))]
-    if not blocks:
-        return answer
-    definition = re.compile(rf"^\s*(async\s+)?def\s+{re.escape(entry_point)}\s*\(", re.MULTILINE)
-    return next((block for block in blocks if definition.search(block)), blocks[-1])
-
-
-def program(task: Task, answer: str) -> str:
-    """What is run: the prompt's imports and helpers where the answer lacks them, the answer's code, the tests."""
-    code = extract(answer, task.entry_point)
-    return f"{prelude(task, code)}{code}\n{task.test}\ncheck({task.entry_point})\n"
-
-
-def prelude(task: Task, code: str) -> str:
-    """Statements of the prompt beside the function itself that bind a name which `code` does not."""
-    lines = task.prompt.splitlines()
-    bound = {name for node in _parse(code) for name in _names(node)}
-    kept = ""
-    for node in _parse(task.prompt):
-        names = _names(node)
-        if task.entry_point not in names and not names <= bound:
-            kept += "\n".join(lines[node.lineno - 1 : node.end_lineno]) + "\n"
-    return kept
-
-
-def _parse(code: str) -> list[ast.stmt]:
-    """Top-level statements; none where the code is broken."""
-    try:
-        return ast.parse(code).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the parser's ways to refuse what a model wrote
-        return []
-
-
-def _names(node: ast.stmt) -> set[str]:
-    """Names that a statement binds."""
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return {node.name}
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        return {alias.asname or alias.name.partition(".")[0] for alias in node.names}
-    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
-
-
 def score(
     tasks: Sequence[Task], samples: Sequence[Sample], on_progress: Progress | None = None, *, workers: int = WORKERS
 ) -> dict[str, Verdict]:
@@ -198,11 +139,11 @@ def score(
     unknown = [sample.task_id for sample in samples if sample.task_id not in by_id]
     if unknown:
         raise DataError(f"task {unknown[0]!r} is not in HumanEval: score samples of this benchmark only")
-    programs = [program(by_id[sample.task_id], sample.answer) for sample in samples]
+    programs = [_program(by_id[sample.task_id], sample.answer) for sample in samples]
     verdicts: dict[str, Verdict] = {}
     pool = ThreadPoolExecutor(workers)
     try:
-        runs = pool.map(lambda text: run_python(text, timeout=TIMEOUT_SECONDS), programs)
+        runs = pool.map(_run, programs)
         for sample, verdict in zip(samples, runs, strict=True):
             verdicts[sample.task_id] = verdict
             if on_progress is not None:
@@ -210,6 +151,14 @@ def score(
     finally:
         pool.shutdown(cancel_futures=True)
     return verdicts
+
+
+def _program(task: Task, answer: str) -> Program:
+    return HumanEval().program(Problem(task.task_id, ask(task.prompt, "chat"), asdict(task)), answer)
+
+
+def _run(program: Program) -> Verdict:
+    return run_python(program.source, timeout=program.timeout, memory_bytes=program.memory_bytes)
 
 
 # --- samples on disk -------------------------------------------------------------------------------------------------

@@ -64,15 +64,20 @@ class Program:
 class Task(Protocol):
     """One benchmark.
 
-    Tasks of the same `prompts` ask the same and are judged by different tests (HumanEval, HumanEval+): their samples are
-    generated once. The first of `styles` is the usual one.
+    Tasks of the same `prompts` ask the same and are judged by different tests (HumanEval, HumanEval+): their samples
+    are generated once. The first of `styles` is the usual one.
     """
 
-    name: str
-    title: str
-    prompts: str
-    styles: tuple[Style, ...]
-    max_tokens: int
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def prompts(self) -> str: ...
+    @property
+    def styles(self) -> tuple[Style, ...]: ...
+    @property
+    def max_tokens(self) -> int: ...
 
     def problems(self, folder: Path | None, style: Style) -> list[Problem]:
         """All items, from a folder of evaluation data (None: `OPENMERCURY_EVAL_DATA`); raises DataError."""
