@@ -7,8 +7,12 @@ from collections.abc import Iterable
 
 from openmercury.errors import InputError
 from openmercury.eval.tasks.base import Task
+from openmercury.eval.tasks.bigcodebench import BigCodeBenchHard
+from openmercury.eval.tasks.cruxeval import CruxEval
+from openmercury.eval.tasks.edits import EditEval
 from openmercury.eval.tasks.evalplus import EvalPlus
 from openmercury.eval.tasks.functions import HumanEval, Infilling
+from openmercury.eval.tasks.livecodebench import LiveCodeBench
 from openmercury.eval.tasks.mbpp import Mbpp
 
 _ALL: tuple[Task, ...] = (
@@ -20,12 +24,19 @@ _ALL: tuple[Task, ...] = (
     EvalPlus("mbpp-base", "MBPP (the 378 tasks of EvalPlus, original tests)", "mbpp", base_only=True),
     Infilling("humaneval-infilling-single-line", "Infilling, one line", "SingleLineInfilling", True, 128),
     Infilling("humaneval-infilling-random-span", "Infilling, random span", "RandomSpanInfillingLight", False, 512),
+    CruxEval("cruxeval-o", "CRUXEval, output", "output"),
+    CruxEval("cruxeval-i", "CRUXEval, input", "input"),
+    EditEval("editeval", "EditEval"),
+    EditEval("apply", "Apply (EditEval's edits to merge)", merging=True),
+    BigCodeBenchHard(),
+    LiveCodeBench(),
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 GROUPS: dict[str, tuple[str, ...]] = {
     "evalplus": ("humaneval-base", "humaneval+", "mbpp-base", "mbpp+"),
     "humaneval-infilling": ("humaneval-infilling-single-line", "humaneval-infilling-random-span"),
+    "cruxeval": ("cruxeval-o", "cruxeval-i"),
 }
 
 

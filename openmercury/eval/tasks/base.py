@@ -53,12 +53,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class Program:
-    """What the sandbox runs: right answers run to their end. Seconds of wall-clock time, bytes of all its processes."""
+    """What the sandbox runs: right answers run to their end. Seconds of wall-clock time, bytes of all its processes.
+
+    Without the third-party `modules` that it imports, it is not run rather than failed.
+    """
 
     source: str
     language: str = "python"
     timeout: float = 10.0
     memory_bytes: int = 1 << 30
+    modules: tuple[str, ...] = ()
 
 
 class Task(Protocol):

@@ -9,17 +9,18 @@ import warnings
 from collections.abc import Iterator
 
 # A block without its closing fence, as in a truncated answer, reaches to the end.
-BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^([ \t]*)```[^\n`]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 
 
 def blocks(answer: str) -> list[str]:
-    """The fenced blocks of an answer."""
-    return [textwrap.dedent(block) for block in BLOCK.findall(answer.replace("\r\n", "\n"))]
+    """The fenced blocks of an answer, indented against their fences."""
+    found = BLOCK.findall(answer.replace("\r\n", "\n"))
+    return [re.sub(f"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
 
 
 def extract(answer: str, entry_point: str) -> str:
     """The code of an answer: the first block that defines the function, else the last block, else the whole text."""
-    found = blocks(answer)
+    found = [textwrap.dedent(block) for block in blocks(answer)]
     if not found:
         return answer
     definition = re.compile(rf"^\s*(async\s+)?def\s+{re.escape(entry_point)}\s*\(", re.MULTILINE)

