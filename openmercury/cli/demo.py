@@ -150,8 +150,8 @@ def _check(output: Output) -> str | None:
 
 def run_examples(answer: str) -> Checked:
     """Run the doctest examples of an answer's code in the sandbox; an answer without any does not hold."""
-    from openmercury.eval.humaneval import extract
     from openmercury.eval.sandbox import run_python
+    from openmercury.eval.tasks.extract import extract
 
     verdict = run_python(extract(answer, FUNCTION) + DOCTESTS, timeout=TIMEOUT_SECONDS)
     told = verdict.stdout.rpartition(f"{MARK}\n")[2] if MARK in verdict.stdout else ""

@@ -1,10 +1,11 @@
-"""Made-up data in HumanEval's and MBPP's formats, a tiny checkpoint, and a model for the demo."""
+"""A made-up benchmark in HumanEval's format, and a model that answers it without a network."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from openmercury.engine.params import SamplingParams
-from openmercury.eval.humaneval import TASKS, Task
 from openmercury.model.config import AdapterFacts, DiffusionFacts
 from openmercury.model.convert import save_hf
 from tests import tiny
 from tests.text.made import FACTS, byte_level_core
+
+TASKS = 164
 
 HELPED = '''import math
 from typing import List, Optional
@@ -57,15 +59,16 @@ def rows(count: int = TASKS) -> list[dict[str, str]]:
 
 
 def mbpp_rows(count: int = 40) -> list[dict[str, object]]:
-    """Test tasks of MBPP, numbered from 11 on, behind one that is no test task."""
+    """Test tasks of MBPP, numbered from 11 on, behind the examples of the prompt and one that is no test task."""
     return [
         {
             "task_id": number,
             "text": f"Write a function to add {number}.",
             "code": f"def add_{number}(x):\r\n  return x + {number}",
             "test_list": [f"assert add_{number}(1) == {number + 1}"],
+            "test_setup_code": "",
         }
-        for number in range(10, 11 + count)
+        for number in (2, 3, 4, *range(10, 11 + count))
     ]
 
 
@@ -87,19 +90,21 @@ def write_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def tasks(count: int = TASKS) -> list[Task]:
-    return [Task(**row) for row in rows(count)]
-
-
 def write_data(folder: Path, made: Sequence[dict[str, str]] | None = None) -> Path:
-    """The evaluation folder, with the benchmark in it."""
-    (folder / "humaneval").mkdir(parents=True)
-    text = "".join(json.dumps(row) + "\n" for row in (rows() if made is None else made))
-    (folder / "humaneval" / "HumanEval.jsonl.xz").write_bytes(lzma.compress(text.encode()))
-    (folder / "mbpp").mkdir()
-    text = "".join(json.dumps(row) + "\n" for row in mbpp_rows())
-    (folder / "mbpp" / "mbpp.jsonl.xz").write_bytes(lzma.compress(text.encode()))
+    """The evaluation folder, with HumanEval and MBPP in it."""
+    write_rows(folder, "humaneval/HumanEval.jsonl.xz", rows() if made is None else made)
+    write_rows(folder, "mbpp/mbpp.jsonl.xz", mbpp_rows())
     return folder
+
+
+def write_rows(folder: Path, name: str, made: Sequence[Mapping[str, Any]]) -> None:
+    """A file of evaluation data, which the folder lists as its own version."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in made).encode()
+    path.write_bytes(lzma.compress(text))
+    with (folder / "SHA256SUMS").open("a") as sums:
+        sums.write(f"{hashlib.sha256(text).hexdigest()}  {name}\n")
 
 
 class DemoLLM:

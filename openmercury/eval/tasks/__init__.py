@@ -1,30 +1,43 @@
-"""Benchmarks: what is asked, and how an answer is turned into a program that says whether it is right."""
+"""The benchmarks, by name."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import asdict
-from pathlib import Path
 
 from openmercury.errors import InputError
-from openmercury.eval import humaneval
-from openmercury.eval.tasks.base import Chat, Problem, Program, Style, Task
+from openmercury.eval.tasks.base import Task
+from openmercury.eval.tasks.bigcodebench import BigCodeBenchHard
+from openmercury.eval.tasks.cruxeval import CruxEval
+from openmercury.eval.tasks.edits import EditEval
+from openmercury.eval.tasks.evalplus import EvalPlus
+from openmercury.eval.tasks.functions import HumanEval, Infilling
+from openmercury.eval.tasks.livecodebench import LiveCodeBench
+from openmercury.eval.tasks.mbpp import Mbpp
 
+_ALL: tuple[Task, ...] = (
+    HumanEval(),
+    EvalPlus("humaneval+", "HumanEval+", "humaneval"),
+    EvalPlus("humaneval-base", "HumanEval (as EvalPlus judges it)", "humaneval", base_only=True),
+    Mbpp(),
+    EvalPlus("mbpp+", "MBPP+", "mbpp"),
+    EvalPlus("mbpp-base", "MBPP (the 378 tasks of EvalPlus, original tests)", "mbpp", base_only=True),
+    Infilling("humaneval-infilling-single-line", "Infilling, one line", "SingleLineInfilling", True, 128),
+    Infilling("humaneval-infilling-random-span", "Infilling, random span", "RandomSpanInfillingLight", False, 512),
+    CruxEval("cruxeval-o", "CRUXEval, output", "output"),
+    CruxEval("cruxeval-i", "CRUXEval, input", "input"),
+    EditEval("editeval", "EditEval"),
+    EditEval("apply", "Apply (EditEval's edits to merge)", merging=True),
+    BigCodeBenchHard(),
+    LiveCodeBench(),
+)
 
-class _HumanEval:
-    name, title, prompts, max_tokens = "humaneval", "HumanEval", "humaneval", 512
-    styles: tuple[Style, ...] = ("chat",)
-
-    def problems(self, folder: Path | None, style: Style) -> list[Problem]:
-        return [Problem(one.task_id, Chat(humaneval.chat_prompt(one)), asdict(one)) for one in humaneval.load(folder)]
-
-    def program(self, problem: Problem, answer: str) -> Program:
-        return Program(humaneval.program(humaneval.Task(**problem.row), answer))
-
-
-TASKS: dict[str, Task] = {"humaneval": _HumanEval()}
-GROUPS: dict[str, tuple[str, ...]] = {"all": tuple(TASKS)}
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "evalplus": ("humaneval-base", "humaneval+", "mbpp-base", "mbpp+"),
+    "humaneval-infilling": ("humaneval-infilling-single-line", "humaneval-infilling-random-span"),
+    "cruxeval": ("cruxeval-o", "cruxeval-i"),
+}
 
 
 def find(names: Iterable[str]) -> list[Task]:
@@ -38,5 +51,6 @@ def find(names: Iterable[str]) -> list[Task]:
 
 
 def _advice(name: str) -> str:
-    near = difflib.get_close_matches(name.lower(), (*TASKS, *GROUPS), 1, 0.5)
-    return f"did you mean {near[0]!r}?" if near else f"use one of {', '.join((*TASKS, *GROUPS))}"
+    known = (*TASKS, *GROUPS)
+    near = difflib.get_close_matches(name.lower(), known, 1, 0.5)
+    return f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
