@@ -357,7 +357,15 @@ def test_ordinary_user() -> None:
 
 def copy_package(folder: Path) -> None:
     folder.chmod(0o755)
-    for name in ("__init__.py", "errors.py", "eval/__init__.py", "eval/jail.py", "eval/sandbox.py"):
+    for name in (
+        "__init__.py",
+        "errors.py",
+        "eval/__init__.py",
+        "log.py",
+        "eval/jail.py",
+        "eval/languages.py",
+        "eval/sandbox.py",
+    ):
         (folder / "openmercury" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PACKAGE / name, folder / "openmercury" / name)
 
