@@ -305,9 +305,9 @@ def confine(step: Step) -> None:
     """Limits of each process of the program, an empty stdin, no signal blocked."""
     cpu, memory = math.ceil(step["seconds"]) + 1, step["memory"]
     limits = {
-        # Of our interpreter, which knows what to do when there is none left; others die of it without a word, so
-        # that the memory counted decides first.
-        resource.RLIMIT_AS: 2 * memory if step["command"] else memory,
+        # Our interpreter says so when there is none left. Others just die: for them, the memory that is counted shall
+        # decide first, though an array that grows reserves three times what it holds.
+        resource.RLIMIT_AS: 4 * memory if step["command"] else memory,
         resource.RLIMIT_CPU: cpu,
         resource.RLIMIT_FSIZE: FILE_BYTES,
         resource.RLIMIT_NOFILE: OPEN_FILES,
@@ -326,8 +326,9 @@ def confine(step: Step) -> None:
         # One second between the CPU limits: the soft one sends the signal that `judge` knows.
         soft = max(1, value - 1) if limit == resource.RLIMIT_CPU else value
         resource.setrlimit(limit, (soft, value))
-    os.close(0)
-    os.open(os.devnull, os.O_RDONLY)  # takes the lowest free number, 0
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # unlike a descriptor that is opened, this one stays open in other programs
+    os.close(nothing)
     call("prctl", PR_SET_DUMPABLE, 1)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 

@@ -155,7 +155,8 @@ def missing(language: str, backend: Backend) -> str | None:
     status, stdout, stderr, _ = _run(backend, LANGUAGES[language].hello, language, COMPILE_SECONDS, 1 << 30)
     if status == jail.PASSED:
         return None
-    return f"an empty program does not run: {_last_line(stderr) or _last_line(stdout) or f'exit status {status}'}"
+    said = (stderr or stdout).splitlines() or [f"exit status {status}"]
+    return f"an empty program does not run: {said[0]}"
 
 
 def probe(backend: Backend) -> str | None:

@@ -72,6 +72,8 @@ def stitch(language: str, prompt: str, answer: str, tests: str) -> str:
     if all(_depth(language, code, place) for place in defined):  # in a class: its body under the prompt's signature
         return prompt + _body(language, code, name) + ("\n" if closed else "\n}\n") + tests
     kept = "".join(_kept(language, code))
+    if language == "cpp":  # or std's function of the same name is meant too, once an answer says `using namespace std`
+        tail = tail.replace(f"candidate = {name};", f"candidate = ::{name};")
     return _prelude(language, prompt, kept) + kept + "\n" + tail
 
 
