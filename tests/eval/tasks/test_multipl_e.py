@@ -19,7 +19,7 @@ import pytest
 from openmercury.errors import DataError, SandboxError
 from openmercury.eval import sandbox
 from openmercury.eval.sandbox import Verdict
-from openmercury.eval.tasks.base import Chat, Continue, Problem
+from openmercury.eval.tasks.base import Chat, Continue, Problem, Style
 from openmercury.eval.tasks.multipl_e import TASKS, MultiPLE
 from openmercury.eval.tasks.stitch import stitch
 
@@ -150,6 +150,25 @@ def test_problems_of_both_styles(folder: Path) -> None:
     assert "```bash\n#!/bin/bash\n" in chat.prompt.user
     assert chat.prompt.user.endswith("total() {\n```")
     assert completion.prompt == Continue(section("bash", "prompt")[1], ("\n}",))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_data(language: str) -> None:
+    """All problems are read, and answers of ours to some of them are judged right by the data's own tests."""
+    styles: tuple[Style, ...] = ("chat", "completion")
+    for style in styles:
+        try:
+            problems = {problem.id: problem for problem in task(language).problems(None, style)}
+        except DataError as error:
+            pytest.skip(str(error))
+        for kind, name, answer in sections(language):
+            if kind == "of the data" and (style == "chat" or "```" not in answer):
+                verdict = sandbox.run(task(language).program(problems[name], answer.rstrip("\n")))
+                if verdict.status == "missing":
+                    pytest.skip(f"{language}: {verdict.stderr}")
+                assert verdict.passed, f"{name}: {verdict}"
+                assert not sandbox.run(task(language).program(problems[name], "")).passed
 
 
 def test_broken_data_are_told(folder: Path) -> None:
