@@ -181,7 +181,8 @@ def _prefix(path: str) -> Iterator[str]:
     real = Path(path).resolve()
     if not _in_system(str(real)):
         prefix = real.parents[1] if real.parent.name == "bin" else real.parent
-        yield str(real if Path.home().resolve().is_relative_to(prefix) or prefix == Path("/") else prefix)
+        home = Path(os.path.expanduser("~")).resolve()  # unlike Path.home, no error for a user without a name
+        yield str(real if home.is_relative_to(prefix) or prefix == Path("/") else prefix)
 
 
 def _in_system(path: str) -> bool:

@@ -168,15 +168,18 @@ def _prelude(language: str, prompt: str, kept: str) -> str:
 
 
 def _bash_kept(code: str) -> Iterator[str]:
-    """Functions and assignments: a function reaches to the first brace in column 0."""
+    """Functions and assignments: those of several lines reach to the first closing bracket in column 0."""
     inside = False
     for line in code.splitlines():
-        if inside or _BASH_KEPT.match(line):
-            inside = inside and line[:1] not in ("}", ")")
-            yield line + "\n"
+        if inside:
+            inside = line[:1] not in ("}", ")")
         elif _BASH_FUNCTION.match(line):
             inside = not line.rstrip().endswith("}")
-            yield line + "\n"
+        elif _BASH_KEPT.match(line):
+            inside = line.rstrip().endswith("(")
+        else:
+            continue
+        yield line + "\n"
 
 
 def _java(prompt: str, code: str, place: int, tail: str) -> str:
