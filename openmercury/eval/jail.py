@@ -49,7 +49,8 @@ AT_FDCWD, AT_RECURSIVE, AT_EMPTY_PATH, OPEN_TREE_CLONE, MOVE_EMPTY_PATH = -100, 
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 36, 38
 CAPABILITY_VERSION = 0x20080522
 
-# command (None: the source is Python, and played here), name, seconds, memory, reserves
+# What is run in turn: `name` (compiler, program), `command` (None: the source is Python, and is played here), `seconds`,
+# `memory` (bytes), `reserves` (see `languages`).
 Step = dict[str, Any]
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -195,7 +196,9 @@ def watch(source: bytes, step: Step, lifeline: int) -> int:
     if child == 0:
         os.close(lifeline)
         confine(step)
-        become(step) if step["command"] else play(source)
+        if step["command"]:
+            become(step)
+        play(source)
     while (status := reap(child)) is None:
         left = deadline - time.monotonic()
         if left <= 0 or alive.poll(0):
