@@ -49,7 +49,7 @@ AT_FDCWD, AT_RECURSIVE, AT_EMPTY_PATH, OPEN_TREE_CLONE, MOVE_EMPTY_PATH = -100, 
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 36, 38
 CAPABILITY_VERSION = 0x20080522
 
-# What is run in turn: `name` (compiler, program), `command` (None: the source is Python, and is played here), `seconds`,
+# What is run in turn: `name` (compiler, program), `command` (None: the source is Python and played here), `seconds`,
 # `memory` (bytes), `reserves` (see `languages`).
 Step = dict[str, Any]
 
