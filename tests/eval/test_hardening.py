@@ -224,7 +224,7 @@ def test_a_thousand_programs_leave_nothing(anywhere: None, temporary: Path) -> N
     descriptors = set(os.listdir("/proc/self/fd"))
     begin = time.monotonic()
     with ThreadPoolExecutor(2) as pool:
-        verdicts = list(pool.map(lambda kind: run(Program(kind[1], kind[0], seconds, MEMORY)), wanted))
+        verdicts = list(pool.map(lambda kind: run(Program(kind[1], kind[0], seconds, 2 * MEMORY)), wanted))
     print(f"1000 programs at 2 workers: {time.monotonic() - begin:.0f} s, {Counter(v.status for v in verdicts)}")
     wrong = [(kind, verdict) for kind, verdict in zip(wanted, verdicts, strict=True) if verdict.status != kind[2]]
     assert wrong == []
