@@ -20,7 +20,7 @@ class Row:
     """One task. Of `problems` in the data, `answered` have an answer without error; `samples` is their number.
 
     `scores` (pass@k by k) is over judged samples; empty where nothing was judged. `not_run` counts answers whose
-    language has no toolchain here, `truncated` those cut off at max_tokens, `errors` those that never came, `empty`
+    language or modules are not here, `truncated` those cut off at max_tokens, `errors` those that never came, `empty`
     those that say nothing, `broken` lines that could not be read, `stale` answers to other prompts than today's.
     `seconds` is the time of generating all that stands in the file of samples, `tokens_per_second` the speed of that.
     `problem` is why a task could not be run at all.
@@ -153,7 +153,7 @@ def notes(rows: Iterable[Row]) -> list[str]:
         elif row.empty:
             said.append(f"{row.task}: {row.empty} answers are empty and count as wrong")
         if row.not_run:
-            said.append(f"{row.task}: {row.not_run} answers were not run, as their language is not installed here")
+            said.append(f"{row.task}: {row.not_run} answers were not run: a language or module is missing here")
         if row.broken:
             said.append(f"{row.task}: {row.broken} lines of the file of samples could not be read")
         if row.stale:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import time
@@ -166,7 +167,8 @@ def _run(
 
 
 def run(program: Program) -> sandbox.Verdict:
-    """One program in the sandbox."""
-    if program.language != "python":
-        return sandbox.Verdict("missing", "", f"no runner for {program.language}", 0.0)  # type: ignore[arg-type]
-    return sandbox.run_python(program.source, timeout=program.timeout, memory_bytes=program.memory_bytes)
+    """One program in the sandbox; "missing" where modules that it needs are not installed."""
+    absent = [name for name in program.modules if importlib.util.find_spec(name) is None]
+    if absent:
+        return sandbox.Verdict("missing", "", f"not installed: {', '.join(absent)}", 0.0)
+    return sandbox.run(program)

@@ -14,6 +14,7 @@ from openmercury.eval import report, runner, sandbox
 from openmercury.eval.runner import Job
 from openmercury.eval.store import Kept, Store, Verdict, key_of, read_verdicts
 from openmercury.eval.systems import Answer, Sampling, seed_of
+from openmercury.eval.tasks.base import Program
 from tests.eval.runs import Scripted, Sums, right
 
 SETTINGS = {"model": "m", "threshold": 0.5}
@@ -41,12 +42,12 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         with lock:
             seen.append(program.source)
         if program.language != "python":
-            return sandbox.Verdict("missing", "", "no cobol", 0.0)  # type: ignore[arg-type]
+            return sandbox.Verdict("missing", "", "no cobol", 0.0)
         code, _, wanted = program.source.strip().rpartition("\nassert f() == ")
         passed = code.endswith(f"lambda: {wanted}")
         return sandbox.Verdict("passed" if passed else "failed", "", "" if passed else "x\nAssertionError\n", 0.1)
 
-    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(sandbox, "run", run)
     return seen
 
 
@@ -172,18 +173,24 @@ def test_a_missing_language_is_not_run_never_failed(store: Store, ran: list[str]
     assert len(ran) == 12  # tried again: it may have been installed
 
 
+def test_a_program_without_its_modules_is_not_run(ran: list[str]) -> None:
+    assert runner.run(Program("", modules=("json", "no_such_module"))).status == "missing"
+    assert ran == []
+    assert runner.run(Program("f = lambda: 1\nassert f() == 1", modules=("json",))).passed
+
+
 def test_a_sandbox_that_breaks_down_keeps_the_verdicts(
     store: Store, ran: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner.generate(Scripted(), work(), 1, DRAWN, store, quiet)
-    good = runner.run
+    good = sandbox.run
 
     def breaking(program: Any) -> sandbox.Verdict:
         if "== 4" in program.source:
             raise SandboxError("no memory: free some")
         return good(program)
 
-    monkeypatch.setattr(runner, "run", breaking)
+    monkeypatch.setattr(sandbox, "run", breaking)
     with pytest.raises(SandboxError):
         judged(store, work())
     assert len(read_verdicts(store.verdicts_path(Sums(), "chat"))) == 4

@@ -14,6 +14,7 @@ from openmercury.eval.tasks.evalplus import EvalPlus
 from openmercury.eval.tasks.functions import HumanEval, Infilling
 from openmercury.eval.tasks.livecodebench import LiveCodeBench
 from openmercury.eval.tasks.mbpp import Mbpp
+from openmercury.eval.tasks.multipl_e import TASKS as MULTIPL_E
 
 _ALL: tuple[Task, ...] = (
     HumanEval(),
@@ -30,10 +31,13 @@ _ALL: tuple[Task, ...] = (
     EditEval("apply", "Apply (EditEval's edits to merge)", merging=True),
     BigCodeBenchHard(),
     LiveCodeBench(),
+    *MULTIPL_E.values(),
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 GROUPS: dict[str, tuple[str, ...]] = {
+    "all": tuple(TASKS),
+    "multipl-e": tuple(MULTIPL_E),
     "evalplus": ("humaneval-base", "humaneval+", "mbpp-base", "mbpp+"),
     "humaneval-infilling": ("humaneval-infilling-single-line", "humaneval-infilling-random-span"),
     "cruxeval": ("cruxeval-o", "cruxeval-i"),
