@@ -10,6 +10,7 @@ OpenMercuryError
 │   └── ContextOverflowError
 ├── DataError              training or evaluation data is missing or broken
 ├── TrainingError          a run cannot go on (NaN loss, mismatched resume)
+├── ServerError            a server that was asked for answers is gone, or refuses us
 ├── SandboxError           generated code cannot be run safely here
 ├── DeviceMemoryError      the engine's memory does not fit on the device
 ├── QueueFullError         the engine has as many waiting requests as it may
@@ -52,6 +53,10 @@ class DataError(OpenMercuryError):
 
 class TrainingError(OpenMercuryError):
     """A training run cannot go on."""
+
+
+class ServerError(OpenMercuryError):
+    """A server that was asked for answers is gone, or refuses us."""
 
 
 class SandboxError(OpenMercuryError):

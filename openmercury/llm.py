@@ -174,21 +174,41 @@ class LLM:
         arrivals: Sequence[float] | None = None,
         on_tokens: Callable[[int, int], None] | None = None,
     ) -> list[Output]:
-        """Decode prompts of token ids together; `on_progress(finished, total)` is called after each forward.
+        """The outputs of `stream_batch` in the order of the prompts."""
+        outputs = dict(
+            self.stream_batch(
+                prompts, params, on_progress, concurrency=concurrency, arrivals=arrivals, on_tokens=on_tokens
+            )
+        )
+        return [outputs[number] for number in range(len(prompts))]
 
-        `concurrency` bounds how many are under way at once; the next begins when one finishes. `arrivals` are the
-        seconds after which each begins, ascending. `on_tokens(index, tokens)` tells the completion tokens of a request
-        whenever it goes on. `usage.seconds` is the time of the whole batch up to the request's end.
+    def stream_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        on_progress: Callable[[int, int], None] | None = None,
+        *,
+        ends: Sequence[Sequence[int] | None] | None = None,
+        concurrency: int | None = None,
+        arrivals: Sequence[float] | None = None,
+        on_tokens: Callable[[int, int], None] | None = None,
+    ) -> Iterator[tuple[int, Output]]:
+        """Decode prompts of token ids together; yields (index, output) as each ends.
+
+        `ends` are the ids that end each answer (None: the checkpoint's). `on_progress(finished, total)` is called after
+        each forward. `concurrency` bounds how many are under way at once; the next begins when one finishes. `arrivals`
+        are the seconds after which each begins, ascending. `on_tokens(index, tokens)` tells the completion tokens of a
+        request whenever it goes on. `usage.seconds` is the time of the whole batch up to the request's end.
         """
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
-        requests = [self.engine.request(ids, one) for ids, one in zip(prompts, each, strict=True)]
+        eos = [None] * len(prompts) if ends is None else ends
+        requests = [self.engine.request(*asked) for asked in zip(prompts, each, eos, strict=True)]
         streams = [TextStream(self.tokenizer, request.params.stop) for request in requests]
-        seen = [0] * len(requests)
-        outputs: dict[int, Output] = {}
+        seen, finished = [0] * len(requests), 0
         index = {id(request): number for number, request in enumerate(requests)}
         begin = time.monotonic()
-        steps = self.engine.generate(requests, concurrency=concurrency, arrivals=arrivals)
-        for running in steps:
+        for running in self.engine.generate(requests, concurrency=concurrency, arrivals=arrivals):
+            ended = []
             for request in running:
                 number = index[id(request)]
                 if on_tokens is not None:
@@ -196,10 +216,11 @@ class LLM:
                 if request.params.stop or request.finish_reason is not None:
                     seen[number] = _feed(streams[number], request, seen[number])
                 if request.finish_reason is not None:
-                    outputs[number] = _output(request, streams[number], time.monotonic() - begin)
+                    ended.append((number, _output(request, streams[number], seen[number], time.monotonic() - begin)))
+            finished += len(ended)
             if on_progress is not None:
-                on_progress(len(outputs), len(requests))
-        return [outputs[number] for number in range(len(requests))]
+                on_progress(finished, len(requests))
+            yield from ended
 
     def warm_up(self, requests: int, params: SamplingParams | None = None) -> None:
         """Capture CUDA graphs before they are needed: those that read prompts, and those that decode up to so many
@@ -224,7 +245,7 @@ class LLM:
             seen = _feed(stream, request, seen)
             if request.finish_reason == "error" and request.error is not None:
                 raise request.error
-            output = None if request.finish_reason is None else _output(request, stream, time.monotonic() - begin)
+            output = None if request.finish_reason is None else _output(request, stream, seen, time.monotonic() - begin)
             draft = self._draft(request) if show_draft and output is None else ()
             yield Step(stream.text, draft, request.forwards, request.finish_reason, output, len(request.completion))
 
@@ -239,21 +260,26 @@ class LLM:
 
 
 def _feed(stream: TextStream, request: Request, seen: int) -> int:
-    """Pass newly committed tokens to the text stream; a stop string or the end of text finishes the request."""
-    new = request.completion[seen:]
-    stream.push([token for token in new if token not in request.eos])
+    """Pass newly committed tokens to the text stream; a stop string or the end of text finishes the request.
+
+    Returns how many tokens the text took: those that a forward committed behind a stop string are no part of it.
+    """
+    for token in request.completion[seen:]:
+        seen += 1
+        if token not in request.eos:
+            stream.push([token])
+        if stream.finished_by_stop:
+            break
+    if request.finish_reason is not None:
+        stream.flush()
     if stream.finished_by_stop:
         request.finish_reason = "stop"
-    elif request.finish_reason is not None:
-        stream.flush()
-        if stream.finished_by_stop:
-            request.finish_reason = "stop"
-    return seen + len(new)
+    return seen
 
 
-def _output(request: Request, stream: TextStream, seconds: float) -> Output:
+def _output(request: Request, stream: TextStream, seen: int, seconds: float) -> Output:
     assert request.finish_reason is not None
-    ids = tuple(request.completion)
+    ids = tuple(request.completion[:seen])
     usage = Usage(len(request.prompt), len(ids), request.forwards, seconds)
     error = request.error if request.finish_reason == "error" else None  # a stop string may have come before it
     return Output(stream.text, request.finish_reason, request.params.mode, usage, ids, error)

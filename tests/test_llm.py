@@ -95,3 +95,25 @@ def test_a_stop_string_before_the_fault_wins(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(model.engine, "step", failing)
     output = model.generate("ABC", PARAMS.model_copy(update={"stop": (text[3],)}))
     assert (output.finish_reason, output.error) == ("stop", None)
+
+
+def test_tokens_behind_a_stop_string_are_no_part_of_the_answer() -> None:
+    model = llm(EngineConfig(steps_per_sync=4))  # the host sees four tokens at a time
+    free = model.generate("ABC", PARAMS)
+    stop = PARAMS.model_copy(update={"stop": (free.text[:2],)})
+    [(number, output)] = model.stream_batch([[0, 1, 2]], stop)
+    assert (number, output.text, output.finish_reason) == (0, "", "stop")
+    assert output.token_ids == free.token_ids[:2]
+    assert output.usage.completion_tokens == 2
+
+
+def test_answers_come_as_they_end_and_each_by_its_own_ends() -> None:
+    model = llm()
+    long, short = PARAMS.model_copy(update={"ignore_eos": False}), PARAMS.model_copy(update={"max_tokens": 1})
+    free = model.generate("ABC", PARAMS).token_ids
+    found = list(
+        model.stream_batch([[0, 1, 2], [0, 1, 2], [0, 1, 2]], [PARAMS, short, long], ends=[None, None, free[2:3]])
+    )
+    assert [number for number, _ in found] == [1, 2, 0]
+    assert dict(found)[2].token_ids == free[: free.index(free[2]) + 1]
+    assert dict(found)[2].finish_reason == "stop"

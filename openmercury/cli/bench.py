@@ -174,7 +174,7 @@ class Report:
     def write(self) -> None:
         """Write the figures, where a file was asked for."""
         if self.path is not None:
-            from openmercury.eval.humaneval import write_whole
+            from openmercury.eval.store import write_whole
 
             write_whole(self.path, json.dumps(self.figures, indent=2) + "\n")
 
@@ -273,7 +273,7 @@ def _start(report: Report, device: str, dtype: str, config: ModelConfig, most: i
 
 
 def _baseline(llm: LLM, asked: PromptSet, limit: int) -> Baseline:
-    from openmercury.cli.evaluate import progress
+    from openmercury.cli.show import progress
     from openmercury.eval.baseline import measure
 
     prompts = asked.prompts[:limit]
@@ -284,7 +284,7 @@ def _baseline(llm: LLM, asked: PromptSet, limit: int) -> Baseline:
 def _loops(
     report: Report, llm: LLM, asked: PromptSet, each: list[SamplingParams], loads: Loads, base: Baseline | None
 ) -> list[Speed]:
-    from openmercury.cli.evaluate import progress
+    from openmercury.cli.show import progress
     from openmercury.eval.speed import Bench
 
     bench, rows = Bench(llm, asked.prompts), list["Speed"]()

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from openmercury.cli import generate
-from openmercury.cli.evaluate import ModelFolder
-from openmercury.cli.options import DECODING, ModeName, Settings, option
+from openmercury.cli.options import DECODING, MODEL, ModeName, Settings, option
 
 if TYPE_CHECKING:
     from openmercury.llm import LLM, Output
@@ -87,7 +86,10 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    model: ModelFolder = None,
+    model: Annotated[
+        str | None,
+        option("Checkpoint folder. Default: $OPENMERCURY_MODEL, else the shipped one.", panel=MODEL, metavar="FOLDER"),
+    ] = None,
     mode: Annotated[ModeName, option("How to decode.", panel=DECODING)] = "diffusion",
 ) -> None:
     """Watch the model write a function, then run the function's own examples."""
@@ -148,8 +150,8 @@ def _check(output: Output) -> str | None:
 
 def run_examples(answer: str) -> Checked:
     """Run the doctest examples of an answer's code in the sandbox; an answer without any does not hold."""
-    from openmercury.eval.humaneval import extract
     from openmercury.eval.sandbox import run_python
+    from openmercury.eval.tasks.extract import extract
 
     verdict = run_python(extract(answer, FUNCTION) + DOCTESTS, timeout=TIMEOUT_SECONDS)
     told = verdict.stdout.rpartition(f"{MARK}\n")[2] if MARK in verdict.stdout else ""

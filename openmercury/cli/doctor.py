@@ -17,6 +17,7 @@ import typer
 
 from openmercury.cli.options import option
 from openmercury.errors import CheckpointError, OpenMercuryError, SandboxError
+from openmercury.eval.languages import PYTHON, versions
 from openmercury.model import machine
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def examine(model: str | None, device: str, hashes: bool, problems: list[str]) -
     if config is not None:
         _check_memory(facts, config, problems)
     facts["sandbox"] = _sandbox()
+    facts["languages"] = {name: told for name, told in versions().items() if name != PYTHON}
     return facts
 
 
@@ -230,6 +232,8 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "forward", f"{dtype}: milliseconds {told} positions"
     if "sandbox" in facts:
         yield "sandbox", facts["sandbox"]
+    for language, version in facts.get("languages", {}).items():
+        yield language, version or f"not installed: pass@1 for {language} is not run"
 
 
 def _model_line(model: Facts) -> str:

@@ -5,83 +5,141 @@ Figures go to stdout, the progress bar to stderr. Nothing a model wrote runs out
 
 from __future__ import annotations
 
-import contextlib
-import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
-from openmercury.cli import generate
+from openmercury.cli import eval_runs as runs
 from openmercury.cli.errors import UsageProblem
 from openmercury.cli.options import DECODING, MODEL, SHOWN, DtypeName, ModeName, Settings, option
 
-if TYPE_CHECKING:
-    from openmercury.eval.humaneval import Sample, Task
-    from openmercury.eval.sandbox import Verdict
-
-GENERATING = (
-    "model",
-    "device",
-    "dtype",
-    "mode",
-    "threshold",
-    "edit_below",
-    "block_size",
-    "max_tokens",
-    "batch_size",
-    "limit",
-    "samples",
-)
-ModelFolder = Annotated[
-    str | None,
-    option("Checkpoint folder. [default: $OPENMERCURY_MODEL, else the shipped model]", panel=MODEL, metavar="FOLDER"),
-]
-SamplesFile = Annotated[Path, typer.Argument(metavar="SAMPLES.jsonl", help="Answers kept by --samples.")]
-
-commands = typer.Typer(help="Measure a checkpoint.")
+WHO = "Who answers"
+# What an option needs; given without it, nothing would read it.
+GENERATING, ENGINE, LOCAL, URL = "generating", "our own engine", "a checkpoint folder", "--base-url"
+DRAWING, JUDGING = "generating at a --temperature above 0", "judging"
+NEEDS = {
+    "model": GENERATING,
+    "transformers": GENERATING,
+    "base_url": GENERATING,
+    "api_key_env": URL,
+    "device": LOCAL,
+    "dtype": LOCAL,
+    "mode": ENGINE,
+    "threshold": ENGINE,
+    "edit_below": ENGINE,
+    "block_size": ENGINE,
+    "max_tokens": GENERATING,
+    "temperature": GENERATING,
+    "top_p": DRAWING,
+    "seed": DRAWING,
+    "samples_per_task": DRAWING,
+    "limit": GENERATING,
+    "style": GENERATING,
+    "concurrency": GENERATING,
+    "out": GENERATING,
+    "generate_only": GENERATING,
+    "workers": JUDGING,
+}
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    commands.command(name="humaneval")(humaneval)
-    commands.command(name="compare")(compare)
-    app.add_typer(commands, name="eval")
+    """Add the command."""
+    app.command(name="eval")(evaluate)
 
 
-def humaneval(
-    context: typer.Context,
-    model: ModelFolder = None,
+def _list(wanted: bool) -> None:
+    if wanted:
+        from openmercury.eval.tasks import GROUPS, TASKS
+
+        for name, task in TASKS.items():
+            print(f"{name:24} {task.title} ({', '.join(task.styles)})")
+        for name, members in GROUPS.items():
+            print(f"{name:24} = {' '.join(members)}")
+        raise typer.Exit
+
+
+def evaluate(
+    invocation: typer.Context,
+    tasks: Annotated[
+        list[str] | None, typer.Argument(metavar="TASK…", help="Tasks or groups of them; --list shows all.")
+    ] = None,
+    model: Annotated[
+        str | None, option("Checkpoint folder; with --base-url the server's name for a model.", panel=WHO)
+    ] = None,
+    transformers: Annotated[
+        bool, option("Let plain transformers.generate answer.", "--transformers", panel=WHO)
+    ] = False,
+    base_url: Annotated[
+        str | None, option("Ask a server of the OpenAI protocol, as http://localhost:8000/v1.", panel=WHO)
+    ] = None,
+    api_key_env: Annotated[
+        str, option("Variable of the environment that holds its key.", panel=WHO, metavar="NAME")
+    ] = "OPENAI_API_KEY",
     device: Annotated[str, option("auto, cpu or cuda.", panel=MODEL)] = "auto",
     dtype: Annotated[DtypeName, option("Number format of the weights.", panel=MODEL)] = "auto",
     mode: Annotated[ModeName, option("verified gives ar's text, in fewer forwards.", panel=DECODING)] = "verified",
     threshold: Annotated[
-        float | None, option("diffusion: accept predictions at least this sure. [default: 0.15]", panel=DECODING)
+        float | None, option("diffusion: accept predictions at least this sure. Default: 0.15.", panel=DECODING)
     ] = None,
     edit_below: Annotated[
         float | None, option("diffusion: replace a token this unlikely beside the clean choice.", panel=DECODING)
     ] = None,
     block_size: Annotated[int | None, option("Positions denoised together.", panel=DECODING)] = None,
-    max_tokens: Annotated[int, option("Tokens of an answer at most.", panel=DECODING)] = 512,
-    batch_size: Annotated[int, typer.Option(min=1, help="Tasks decoded together.", rich_help_panel=DECODING)] = 32,
-    limit: Annotated[int | None, typer.Option(min=1, help="Take the first tasks only.")] = None,
+    max_tokens: Annotated[
+        int | None, option("Tokens of an answer at most. Default: each task's.", panel=DECODING)
+    ] = None,
+    temperature: Annotated[float, option("0 is greedy.", panel=DECODING)] = 0.0,
+    top_p: Annotated[float, option("Sample from this share of the probability.", panel=DECODING)] = 1.0,
+    seed: Annotated[int, option("Seed of the sampling.", panel=DECODING)] = 0,
+    samples_per_task: Annotated[
+        int, typer.Option("--samples-per-task", "-n", min=1, help="Answers to each problem.", rich_help_panel=DECODING)
+    ] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take the first problems of each task only.")] = None,
+    style: Annotated[
+        Literal["chat", "completion", "fill"] | None, option("How to ask. Default: each task's first.")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Answers under way at once. Default: 32; transformers 1, a server 8.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Programs judged at once. Default: one a core.")] = None,
     data: Annotated[
-        Path | None, option("Folder of the benchmarks. [default: $OPENMERCURY_EVAL_DATA]", metavar="FOLDER")
+        Path | None, option("Folder of the benchmarks. Default: $OPENMERCURY_EVAL_DATA", metavar="FOLDER")
+    ] = None,
+    out: Annotated[
+        Path | None, option("Folder of the run. Default: one in eval-runs.", panel=SHOWN, metavar="FOLDER")
+    ] = None,
+    json_out: Annotated[
+        Path | None, option("Write the figures here, too.", "--json", panel=SHOWN, metavar="OUT")
     ] = None,
     generate_only: Annotated[bool, option("Keep the answers, run nothing.", "--generate-only")] = False,
-    score: Annotated[Path | None, option("Judge these answers, generate nothing.", metavar="SAMPLES.jsonl")] = None,
-    samples: Annotated[Path | None, option("Keep the answers here.", panel=SHOWN, metavar="OUT.jsonl")] = None,
-    json_out: Annotated[Path | None, option("Write the figures here.", "--json", panel=SHOWN, metavar="OUT")] = None,
-) -> None:
-    """HumanEval: pass@1 of greedy answers, and tokens per forward."""
-    _check(context, generate_only=generate_only, score=score, samples=samples)
-    from openmercury.eval import humaneval as benchmark
-    from openmercury.eval.sandbox import usable_backend
-
-    settings = Settings(
+    score: Annotated[Path | None, option("Judge a run again, generate nothing.", metavar="FOLDER")] = None,
+    list_all: Annotated[
+        bool, typer.Option("--list", callback=_list, is_eager=True, help="Show the tasks and leave.")
+    ] = False,
+) -> int:
+    """Answer benchmarks and judge the answers: pass@k, tokens per forward, speed. The same command resumes."""
+    _check(
+        invocation,
+        {
+            GENERATING: score is None,
+            ENGINE: score is None and not transformers and base_url is None,
+            LOCAL: score is None and base_url is None,
+            URL: base_url is not None,
+            DRAWING: score is None and temperature > 0,
+            JUDGING: not generate_only,
+        },
+    )
+    if score is not None:
+        return runs.score(score, tasks or [], data, workers, json_out)
+    if not tasks:
+        raise UsageProblem("there is no task: name some, as in `openmercury eval humaneval`; --list shows all")
+    if transformers and base_url is not None:
+        raise UsageProblem("--transformers and --base-url exclude each other: drop one")
+    if base_url is not None and model is None:
+        raise UsageProblem("--base-url needs --model: the name by which the server knows the model")
+    decoding = Settings(
         model=model,
         device=device,
         dtype=dtype,
@@ -89,126 +147,35 @@ def humaneval(
         threshold=threshold,
         edit_below=edit_below,
         block_size=block_size,
-        max_tokens=max_tokens,
+        max_tokens=512 if max_tokens is None else max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
     )
-    settings.sampling()  # options are refused before anything takes long
-    tasks = benchmark.load(data)[:limit]
-    if not generate_only:
-        usable_backend()
-    for path in (samples, json_out):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = {"benchmark": "humaneval"}
-    if score is None:
-        answers, told = _generate(tasks, settings, batch_size, samples)
-        figures |= told
-    else:
-        answers = benchmark.read_samples(score)
-        figures |= {"samples": score.name}
-    figures |= asdict(benchmark.cost(answers))
-    if "seconds" in figures:
-        figures["tokens_per_second"] = figures["tokens"] / max(figures["seconds"], 1e-9)
-    if not generate_only:
-        figures |= _judge(tasks, answers)
-    _print_figures(figures)
-    if json_out is not None:
-        benchmark.write_whole(json_out, json.dumps(figures, indent=2) + "\n")
+    decoding.sampling()  # options are refused before anything takes long
+    wanted = runs.Wanted(
+        tasks=tasks,
+        style=style,
+        data=data,
+        limit=limit,
+        decoding=decoding,
+        max_tokens=max_tokens,
+        samples=samples_per_task,
+        transformers=transformers,
+        base_url=base_url,
+        api_key_env=api_key_env,
+        concurrency=concurrency,
+        workers=workers,
+        out=out,
+        json_out=json_out,
+        generate_only=generate_only,
+    )
+    return runs.run(wanted)
 
 
-def compare(left: SamplesFile, right: SamplesFile) -> None:
-    """The share of tasks that two files of samples answer alike, token for token."""
-    from openmercury.eval.humaneval import agreement, read_samples
-
-    different, compared = agreement(read_samples(left), read_samples(right))
-    same = compared - len(different)
-    print(f"identical answers: {same} of {compared} ({same / compared:.1%})")
-    if different:
-        print(f"different: {', '.join(different)}")
-
-
-def _check(context: typer.Context, *, generate_only: bool, score: Path | None, samples: Path | None) -> None:
+def _check(invocation: typer.Context, there: Mapping[str, bool]) -> None:
     """Refuse options that would be ignored."""
-    if score is not None:
-        sources = {name: context.get_parameter_source(name) for name in GENERATING}
-        given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-        if given or generate_only:
-            flag = "--" + (given[0] if given else "generate-only").replace("_", "-")
-            raise UsageProblem(f"{flag} has no effect with --score, which generates nothing: drop one")
-    elif generate_only and samples is None:
-        raise UsageProblem("--generate-only would throw the answers away: add --samples OUT.jsonl")
-
-
-# --- generating and judging ------------------------------------------------------------------------------------------
-
-
-def _generate(
-    tasks: Sequence[Task], settings: Settings, batch_size: int, keep: Path | None
-) -> tuple[list[Sample], dict[str, Any]]:
-    """Answers, and what is known of the run; each finished batch is kept at once, so that little is lost on Ctrl-C."""
-    from openmercury.eval import humaneval as benchmark
-
-    llm = generate.load(settings)
-    answers: list[Sample] = []
-    begin = time.monotonic()
-    with progress("answering", len(tasks)) as advance:
-        for batch in benchmark.generate(llm, tasks, settings.sampling(), batch_size, advance):
-            answers += batch
-            if keep is not None:
-                benchmark.write_samples(keep, answers)
-    return answers, {
-        "model": llm.folder.resolve().name,
-        "mode": settings.mode,
-        "threshold": settings.threshold,
-        "edit_below": settings.edit_below,
-        "block_size": settings.block_size,
-        "max_tokens": settings.max_tokens,
-        "batch_size": batch_size,
-        "device": llm.device,
-        "dtype": llm.dtype,
-        "seconds": time.monotonic() - begin,
-    }
-
-
-def _judge(tasks: Sequence[Task], answers: Sequence[Sample]) -> dict[str, Any]:
-    from openmercury.eval import humaneval as benchmark
-
-    with progress("judging", len(answers)) as advance:
-        verdicts = benchmark.score(tasks, answers, advance)
-    passed = sum(verdict.passed for verdict in verdicts.values())
-    return {
-        "pass@1": passed / len(answers),
-        "passed": passed,
-        "verdicts": {task_id: _told(verdict) for task_id, verdict in verdicts.items()},
-    }
-
-
-def _told(verdict: Verdict) -> str:
-    """The verdict, with the last line of stderr where there is one: `failed: AssertionError`."""
-    lines = verdict.stderr.strip().splitlines()
-    return verdict.status if verdict.passed or not lines else f"{verdict.status}: {lines[-1].strip()}"
-
-
-@contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; yields `advance(finished, total)`. Silent in pipes."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        row = bar.add_task(what, total=total)
-        yield lambda finished, _: bar.update(row, completed=finished)
-
-
-def _print_figures(figures: Mapping[str, Any]) -> None:
-    how = ", ".join(str(figures[key]) for key in ("model", "mode", "device", "dtype", "samples") if key in figures)
-    print(f"HumanEval: {figures['n']} tasks ({how})")
-    if "pass@1" in figures:
-        print(f"pass@1     {figures['pass@1']:.1%} ({figures['passed']} of {figures['n']})")
-    print(f"TPF        {figures['tpf']:.2f} (mean over tasks {figures['tpf_mean']:.2f})")
-    print(f"tokens     {figures['tokens']:,} in {figures['forwards']:,} forwards")
-    if "seconds" in figures:
-        print(f"time       {figures['seconds']:.1f} s, {figures['tokens_per_second']:.1f} tokens/s")
-    if figures["truncated"]:
-        print(f"cut off    {figures['truncated']} answers reached --max-tokens")
+    for name, need in NEEDS.items():
+        source = invocation.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and not there[need]:
+            raise UsageProblem(f"--{name.replace('_', '-')} goes with {need}: drop it")

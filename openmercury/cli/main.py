@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import openmercury
-from openmercury.cli import bench, chat, demo, doctor, errors, evaluate, generate, importer, train
+from openmercury.cli import bench, chat, compare, demo, doctor, errors, evaluate, generate, importer, train
 
 app = typer.Typer(
     name="openmercury",
@@ -42,7 +42,7 @@ def _top(
     """`main` has taken --debug off the line already; it is declared for the help page."""
 
 
-for module in (demo, generate, chat, importer, train, evaluate, bench, doctor):
+for module in (demo, generate, chat, importer, train, evaluate, compare, bench, doctor):
     module.register(app)
 
 

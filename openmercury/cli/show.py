@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -76,6 +77,16 @@ def waiting(what: str) -> Iterator[Callable[[str], None]]:
         return
     with console.status(Text(what)) as status:
         yield lambda told: status.update(Text(told))
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr; yields `advance(finished, total)`. Silent in pipes."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        row = bar.add_task(what, total=total)
+        yield lambda finished, total: bar.update(row, completed=finished, total=total)
 
 
 # --- plain frames ----------------------------------------------------------------------------------------------------

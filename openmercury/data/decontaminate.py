@@ -8,6 +8,7 @@ name of an item's function and a similar description. Grams are of lower-case wo
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import lzma
 import os
@@ -88,16 +89,27 @@ def eval_folder(given: Path | None) -> Path:
     return folder
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of an xz-compressed JSON or JSON Lines file. Raises DataError when it cannot be read."""
+def read_rows(path: Path, *, sha256: str | None = None, remedy: str = "") -> list[dict[str, Any]]:
+    """Rows of a JSON or JSON Lines file, xz-compressed or not, of which `sha256` is that of the uncompressed data.
+
+    Raises DataError when it cannot be read or is another; `remedy` is how to go on with another version knowingly.
+    """
     try:
-        text = lzma.decompress(path.read_bytes()).decode()
-        if path.name.endswith(".jsonl.xz"):
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        data = json.loads(text)
+        data = path.read_bytes()
+        if path.suffix == ".xz":
+            data = lzma.decompress(data)
+        if sha256 is not None and (digest := hashlib.sha256(data).hexdigest()) != sha256:
+            raise DataError(
+                f"{path} is not the expected version (sha256 {digest}, not {sha256}): restore the file, "
+                f"point {ENVIRONMENT} to a folder that has it, or {remedy} to use it all the same"
+            )
+        text = data.decode()
+        if path.name.removesuffix(".xz").endswith(".jsonl"):
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
+        rows = json.loads(text)
     except (OSError, lzma.LZMAError, ValueError) as error:
         raise DataError(f"cannot read {path.name} ({error}); restore the file") from error
-    return list(data.values() if isinstance(data, dict) else data)
+    return list(rows.values() if isinstance(rows, dict) else rows)
 
 
 def read_items(folder: Path) -> Iterator[Item]:

@@ -1,11 +1,12 @@
 """The inside of the sandbox: a script for a fresh interpreter, standard library only (`sandbox` passes its source).
 
-    helper                              PID 1 of the new namespaces                 the program
+    helper                              PID 1 of the new namespaces                 compiler, program
     unshare, fork; pass the             build the file system, give up all          set limits, exec,
     verdict on as exit status           rights, watch clock and memory              report how it ended
 
 With bubblewrap, bwrap is the helper and has built the file system already. When PID 1 ends, the kernel kills whatever
-the program left running, before the helper can end.
+the program left running, before the helper can end. Without walls (`sandbox`'s backend "none") the helper is its own
+PID 1: it adopts what the program leaves, and kills it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import sys
 import time
 import traceback
 import types
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # Exit statuses; far from those of a failing helper, and from any that a program is likely to leave with.
 PASSED, FAILED, TIMEOUT, MEMORY = 40, 41, 42, 43
@@ -32,6 +33,7 @@ PASSED, FAILED, TIMEOUT, MEMORY = 40, 41, 42, 43
 FILE_BYTES = 16 << 20
 OPEN_FILES = 64
 PROCESSES = 32
+THREADS = 128  # of a virtual machine; the kernel counts them as processes
 POLL_SECONDS = 0.03
 NOBODY = 65534
 
@@ -44,8 +46,12 @@ OPEN_TREE, MOVE_MOUNT, MOUNT_SETATTR = 428, 429, 442
 READ_ONLY, NO_SUID, NO_DEV, NO_EXEC = 1, 2, 4, 8  # the same bits in MS_ and in MOUNT_ATTR_
 MS_REC, MS_PRIVATE, MNT_DETACH = 0x4000, 0x40000, 2
 AT_FDCWD, AT_RECURSIVE, AT_EMPTY_PATH, OPEN_TREE_CLONE, MOVE_EMPTY_PATH = -100, 0x8000, 0x1000, 1, 4
-PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
+PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 36, 38
 CAPABILITY_VERSION = 0x20080522
+
+# What is run in turn: `name` (compiler, program), `command` (None: the source is Python and played here), `seconds`,
+# `memory` (bytes), `reserves` (see `languages`).
+Step = dict[str, Any]
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -55,9 +61,22 @@ def main() -> NoReturn:
     plan = json.loads(sys.argv[1])
     if plan["enter"]:
         enter()
-        build(plan["binds"], plan["devices"], plan["links"], plan["memory"])
-    drop(plan["uid"])
-    os._exit(watch(sys.stdin.buffer.read(), plan["lifeline"], plan["seconds"], plan["memory"]))
+        build(plan["binds"], plan["devices"], plan["links"], max(step["memory"] for step in plan["steps"]))
+    if plan["walls"]:
+        drop(plan["uid"])
+    else:
+        call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    source = sys.stdin.buffer.read()
+    if plan["file"]:
+        with open(plan["file"], "wb") as file:
+            file.write(source)
+    verdict = PASSED
+    for step in plan["steps"]:
+        if verdict == PASSED:
+            verdict = watch(source, step, plan["lifeline"])
+    if not plan["walls"]:
+        end_all()
+    os._exit(verdict)
 
 
 def call(name: str, *arguments: int | bytes | None) -> int:
@@ -162,8 +181,8 @@ def drop(uid: int) -> None:
 # --- the program -----------------------------------------------------------------------------------------------------
 
 
-def watch(source: bytes, lifeline: int, seconds: float, memory: int) -> int:
-    """Run the program in a child and return its verdict; PID 1 must end with it, and so end all that is left.
+def watch(source: bytes, step: Step, lifeline: int) -> int:
+    """Run one step in a child and return its verdict; PID 1 must end after the last, and so end all that is left.
 
     `lifeline` is a pipe that breaks when whoever wants the verdict is gone. (A parent-death signal would not do: bwrap
     has no right to signal PID 1 once that has changed its uid.)
@@ -172,19 +191,24 @@ def watch(source: bytes, lifeline: int, seconds: float, memory: int) -> int:
     alive.register(lifeline, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of all signals from inside, the one that Python handles
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + step["seconds"]
     child = os.fork()
     if child == 0:
         os.close(lifeline)
-        play(source, seconds, memory)
+        confine(step)
+        if step["command"]:
+            become(step)
+        play(source)
     while (status := reap(child)) is None:
         left = deadline - time.monotonic()
         if left <= 0 or alive.poll(0):
             return TIMEOUT
-        if used_bytes() > memory:
+        if used_bytes() > step["memory"]:
             return MEMORY
+        if os.getpid() != 1 and len(descendants()) > PROCESSES:
+            return FAILED
         signal.sigtimedwait({signal.SIGCHLD}, min(left, POLL_SECONDS))
-    return judge(status)
+    return judge(status, step)
 
 
 def reap(child: int) -> int | None:
@@ -196,31 +220,68 @@ def reap(child: int) -> int | None:
     return None
 
 
-def judge(status: int) -> int:
-    """The verdict on how the program ended; says why on stderr where the program could not."""
-    if status in (PASSED, FAILED, MEMORY):
+def judge(status: int, step: Step) -> int:
+    """The verdict on how a step ended; says why on stderr where the program could not."""
+    if status == 0 and step["command"]:
+        return PASSED
+    if status in (PASSED, FAILED, MEMORY) and not step["command"]:
         return status
     if status == -signal.SIGXCPU:
         return TIMEOUT
     how = f"with exit status {status}" if status >= 0 else f"by a signal ({signal.strsignal(-status)})"
-    os.write(2, f"the program ended {how} before its end\n".encode())
+    os.write(2, f"the {step['name']} ended {how}{'' if step['command'] else ' before its end'}\n".encode())
     return FAILED
+
+
+def descendants() -> dict[int, int]:
+    """Process → bytes of memory it holds, of all that this one has started, and what they have."""
+    parents, held = {}, {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:  # it may have just ended
+                facts = file.read().rpartition(b")")[2].split()  # behind the name, from field 3 on
+                parents[int(name)], held[int(name)] = int(facts[1]), int(facts[21]) * resource.getpagesize()
+    ours = {os.getpid()}
+    while more := {process for process, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return {process: held[process] for process in ours - {os.getpid()}}
 
 
 def used_bytes() -> int:
     """Memory of all processes in the sandbox and of its /tmp; pages shared by processes count for each."""
-    pages = 0
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/statm", "rb") as file:  # it may have just ended
-                pages += int(file.read().split()[1])
+    if os.getpid() != 1:
+        return sum(descendants().values())  # the disk is everybody's
     disk = os.statvfs("/tmp")
-    return pages * resource.getpagesize() + (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+    return sum(descendants().values()) + (disk.f_blocks - disk.f_bfree) * disk.f_frsize
 
 
-def play(source: bytes, seconds: float, memory: int) -> NoReturn:
+def end_all() -> None:
+    """Kill what is left of the program, until nothing comes up any more."""
+    while left := descendants():
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # first stop them all, or new ones would take their place
+            for process in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, number)
+        time.sleep(POLL_SECONDS / 10)
+        reap(0)
+
+
+def become(step: Step) -> NoReturn:
+    """Become the compiler or a program of another language than Python."""
+    for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):  # our interpreter's settings would be inherited
+        signal.signal(number, signal.SIG_DFL)
+    if step["name"] == "compiler":
+        os.dup2(2, 1)  # some complain on stdout
+    try:
+        os.execv(step["command"][0], step["command"])
+    except OSError as error:
+        os.write(2, f"{step['command'][0]}: {error.strerror}\n".encode())
+        os._exit(127)
+
+
+def play(source: bytes) -> NoReturn:
     """Become the program: the module `program`, so that `__name__ == "__main__"` is false and exit() is no success."""
-    confine(seconds, memory)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     module = types.ModuleType("program")
     sys.modules["program"], sys.argv = module, ["program"]
     lines = source.decode(errors="replace").splitlines(keepends=True)
@@ -243,27 +304,35 @@ def play(source: bytes, seconds: float, memory: int) -> NoReturn:
     os._exit(status)
 
 
-def confine(seconds: float, memory: int) -> None:
+def confine(step: Step) -> None:
     """Limits of each process of the program, an empty stdin, no signal blocked."""
-    cpu = math.ceil(seconds) + 1
-    for limit, value in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_CPU, cpu),
-        (resource.RLIMIT_FSIZE, FILE_BYTES),
-        (resource.RLIMIT_NOFILE, OPEN_FILES),
-        (resource.RLIMIT_NPROC, PROCESSES),
-        (resource.RLIMIT_CORE, 0),
-    ):
+    cpu, memory = math.ceil(step["seconds"]) + 1, step["memory"]
+    limits = {
+        # Our interpreter says so when there is none left. Others just die: for them, the memory that is counted shall
+        # decide first, though an array that grows reserves three times what it holds.
+        resource.RLIMIT_AS: 4 * memory if step["command"] else memory,
+        resource.RLIMIT_CPU: cpu,
+        resource.RLIMIT_FSIZE: FILE_BYTES,
+        resource.RLIMIT_NOFILE: OPEN_FILES,
+        resource.RLIMIT_NPROC: PROCESSES,
+        resource.RLIMIT_CORE: 0,
+    }
+    if step["reserves"]:  # the memory that is counted bounds it, and the wall clock its threads' time
+        del limits[resource.RLIMIT_AS], limits[resource.RLIMIT_CPU]
+        limits[resource.RLIMIT_NPROC] = THREADS
+    if os.getppid() != 1:  # all that the user runs would count: `watch` counts those of the program
+        del limits[resource.RLIMIT_NPROC]
+    for limit, value in limits.items():
         hard = resource.getrlimit(limit)[1]
         if hard != resource.RLIM_INFINITY:
             value = min(value, hard)
         # One second between the CPU limits: the soft one sends the signal that `judge` knows.
         soft = max(1, value - 1) if limit == resource.RLIMIT_CPU else value
         resource.setrlimit(limit, (soft, value))
-    os.close(0)
-    os.open(os.devnull, os.O_RDONLY)  # takes the lowest free number, 0
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # unlike a descriptor that is opened, this one stays open in other programs
+    os.close(nothing)
     call("prctl", PR_SET_DUMPABLE, 1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 

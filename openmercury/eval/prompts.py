@@ -10,18 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from openmercury.data.decontaminate import eval_folder, read_rows
-from openmercury.errors import DataError, InputError
-from openmercury.eval import humaneval
+from openmercury.errors import InputError
+from openmercury.eval.tasks import TASKS, mbpp
+from openmercury.eval.tasks.base import Chat
 from openmercury.text import chat
 from openmercury.text.tokenizer import Tokenizer
 
 SETS = ("humaneval", "mbpp", "long")
-MBPP_TEST = range(11, 511)
-MBPP_PROMPT = (
-    "You are an expert Python programmer, and here is your task: {text} "
-    "Your code should pass these tests:\n\n```python\n{tests}\n```"
-)
 LONG_TOKENS = 1000
 LONG_PROMPT = (
     "Here is a Python module:\n```python\n{code}\n```\nWrite a second, longer module that offers every function of it "
@@ -50,31 +45,19 @@ def load(name: str, folder: Path | None, tokenizer: Tokenizer) -> PromptSet:
         raise InputError(f"there is no prompt set {name!r}: use one of {', '.join(SETS)}")
     if name == "long":
         return PromptSet(name, list(_long(folder, tokenizer)), LONG_TOKENS, ignore_eos=True)
-    tasks = humaneval.load(folder) if name == "humaneval" else []
-    texts = [humaneval.chat_prompt(task) for task in tasks] or [
-        MBPP_PROMPT.format(text=text, tests="\n".join(tests)) for text, tests, _ in _mbpp(folder)
-    ]
-    return PromptSet(name, [_render(tokenizer, text) for text in texts])
+    asked = [problem.prompt for problem in TASKS[name].problems(folder, "chat")]
+    return PromptSet(name, [_render(tokenizer, prompt.user) for prompt in asked if isinstance(prompt, Chat)])
 
 
 def _render(tokenizer: Tokenizer, text: str) -> list[int]:
     return chat.render(tokenizer, [{"role": "user", "content": text}])
 
 
-def _mbpp(folder: Path | None) -> list[tuple[str, list[str], str]]:
-    """(text, tests, code) of the 500 test tasks."""
-    path = eval_folder(folder) / "mbpp" / "mbpp.jsonl.xz"
-    try:
-        rows = [row for row in read_rows(path) if row["task_id"] in MBPP_TEST]
-        return [(row["text"], row["test_list"], row["code"].replace("\r\n", "\n").strip()) for row in rows]
-    except KeyError as error:
-        raise DataError(f"{path.name} has a row without {error}: restore the file") from None
-
-
 def _long(folder: Path | None, tokenizer: Tokenizer) -> Iterator[list[int]]:
     """As many functions in a row as fit into `LONG_TOKENS`, then the next ones; the last, short prompt is left out."""
-    solved = [task.prompt.strip() + "\n" + task.canonical_solution.rstrip() for task in humaneval.load(folder)]
-    solved += [code for _, _, code in _mbpp(folder)]
+    functions = [problem.row for problem in TASKS["humaneval"].problems(folder, "chat")]
+    solved = [row["prompt"].strip() + "\n" + row["canonical_solution"].rstrip() for row in functions]
+    solved += [mbpp.solution(problem.row) for problem in TASKS["mbpp"].problems(folder, "chat")]
     room = LONG_TOKENS - len(_render(tokenizer, LONG_PROMPT.format(code="")))
     held: list[str] = []
     for code in solved:

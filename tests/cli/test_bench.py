@@ -187,7 +187,7 @@ def test_what_is_missing_is_named(
     assert run("--concurrency", "1", "--picture", "speed.png") == 1
     assert "--picture needs matplotlib: pip install 'openmercury[bench]'" in capsys.readouterr().err
     assert run("--model", checkpoint, "--concurrency", "1", "--baseline", "transformers") == 1
-    assert "--baseline transformers needs that library" in capsys.readouterr().err
+    assert "this needs the library transformers: pip install" in capsys.readouterr().err
 
 
 def test_prompt_sets(data: Path) -> None:

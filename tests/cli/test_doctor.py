@@ -26,6 +26,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(costs, "BYTES", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(sandbox, "usable_backend", lambda: "bubblewrap")
+    monkeypatch.setattr(doctor, "versions", lambda: {"python": "Python 3", "java": "javac 17", "php": None})
     save_hf(tiny.network(dtype=torch.float32, of=tiny.config(adapter=False)), tmp_path)
     write_manifest(tmp_path)
     return tmp_path
@@ -47,6 +48,7 @@ def test_a_whole_model(model: Path, capsys: Capture) -> None:
     assert "1 threads: OMP_NUM_THREADS=1" in out
     assert "forward   float32: milliseconds" in out
     assert "widths    drafts of" in out
+    assert "java      javac 17\nphp       not installed: pass@1 for php is not run\n" in out
     assert out.endswith("all well\n")
 
 

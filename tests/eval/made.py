@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from openmercury.engine.params import SamplingParams
-from openmercury.eval.humaneval import TASKS, Sample, Task
-from openmercury.llm import Output, Usage
 from openmercury.model.config import AdapterFacts, DiffusionFacts
 from openmercury.model.convert import save_hf
 from tests import tiny
 from tests.text.made import FACTS, byte_level_core
+
+TASKS = 164
 
 HELPED = '''import math
 from typing import List, Optional
@@ -59,15 +59,16 @@ def rows(count: int = TASKS) -> list[dict[str, str]]:
 
 
 def mbpp_rows(count: int = 40) -> list[dict[str, object]]:
-    """Test tasks of MBPP, numbered from 11 on, behind one that is no test task."""
+    """Test tasks of MBPP, numbered from 11 on, behind the examples of the prompt and one that is no test task."""
     return [
         {
             "task_id": number,
             "text": f"Write a function to add {number}.",
             "code": f"def add_{number}(x):\r\n  return x + {number}",
             "test_list": [f"assert add_{number}(1) == {number + 1}"],
+            "test_setup_code": "",
         }
-        for number in range(10, 11 + count)
+        for number in (2, 3, 4, *range(10, 11 + count))
     ]
 
 
@@ -89,65 +90,21 @@ def write_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def tasks(count: int = TASKS) -> list[Task]:
-    return [Task(**row) for row in rows(count)]
-
-
 def write_data(folder: Path, made: Sequence[dict[str, str]] | None = None) -> Path:
-    """The evaluation folder, with the benchmark in it."""
-    (folder / "humaneval").mkdir(parents=True)
-    text = "".join(json.dumps(row) + "\n" for row in (rows() if made is None else made))
-    (folder / "humaneval" / "HumanEval.jsonl.xz").write_bytes(lzma.compress(text.encode()))
-    (folder / "mbpp").mkdir()
-    text = "".join(json.dumps(row) + "\n" for row in mbpp_rows())
-    (folder / "mbpp" / "mbpp.jsonl.xz").write_bytes(lzma.compress(text.encode()))
+    """The evaluation folder, with HumanEval and MBPP in it."""
+    write_rows(folder, "humaneval/HumanEval.jsonl.xz", rows() if made is None else made)
+    write_rows(folder, "mbpp/mbpp.jsonl.xz", mbpp_rows())
     return folder
 
 
-def sample(task: Task, answer: str, *, forwards: int = 2, tokens: int = 6) -> Sample:
-    return Sample(task.task_id, answer, tuple(range(tokens)), "stop", forwards, tokens)
-
-
-class ByteTokenizer:
-    """One token for each byte; the template is the content alone."""
-
-    chat_template = "{{ messages[0]['content'] }}"
-    special: dict[str, int] = {}  # noqa: RUF012
-    named_tokens: dict[str, str] = {}  # noqa: RUF012
-
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
-        return list(text.encode())
-
-
-class BatchLLM:
-    """Solves the made tasks, but for those whose function is named in `wrong`; an answer has 6 tokens, 2 forwards."""
-
-    def __init__(self, wrong: Sequence[str] = ()) -> None:
-        self.tokenizer, self.wrong = ByteTokenizer(), wrong
-        self.folder, self.device, self.dtype, self.load_seconds = Path("models/fake"), "cpu", "float32", 0.1
-        self.batches: list[int] = []
-        self.params: list[SamplingParams] = []
-
-    def generate_batch(
-        self,
-        prompts: Sequence[Sequence[int]],
-        params: SamplingParams,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> list[Output]:
-        self.batches.append(len(prompts))
-        self.params.append(params)
-        if on_progress is not None:
-            on_progress(len(prompts), len(prompts))
-        return [self._answer(bytes(ids).decode(), params) for ids in prompts]
-
-    def _answer(self, prompt: str, params: SamplingParams) -> Output:
-        [name] = re.findall(r"def (sum_\d+)", prompt)
-        code = prompt.partition("```python\n")[2].removesuffix("\n```")
-        [body] = [row["canonical_solution"] for row in rows() if row["entry_point"] == name]
-        if name in self.wrong:
-            body = "    return None\n"
-        text = f"Of course!\n\n```python\n{code}\n{body}```\n"
-        return Output(text, "stop", params.mode, Usage(len(prompt), 6, 2, 0.5), tuple(text.encode()[:6]))
+def write_rows(folder: Path, name: str, made: Sequence[Mapping[str, Any]]) -> None:
+    """A file of evaluation data, which the folder lists as its own version."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in made).encode()
+    path.write_bytes(lzma.compress(text))
+    with (folder / "SHA256SUMS").open("a") as sums:
+        sums.write(f"{hashlib.sha256(text).hexdigest()}  {name}\n")
 
 
 class DemoLLM:

@@ -53,12 +53,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class Program:
-    """What the sandbox runs: right answers run to their end. Seconds of wall-clock time, bytes of all its processes."""
+    """What the sandbox runs: right answers run to their end. Seconds of wall-clock time, bytes of all its processes.
+
+    Without the third-party `modules` that it imports, it is not run rather than failed.
+    """
 
     source: str
     language: str = "python"
     timeout: float = 10.0
     memory_bytes: int = 1 << 30
+    modules: tuple[str, ...] = ()
 
 
 class Task(Protocol):
@@ -68,11 +72,16 @@ class Task(Protocol):
     are generated once. The first of `styles` is the usual one.
     """
 
-    name: str
-    title: str
-    prompts: str
-    styles: tuple[Style, ...]
-    max_tokens: int
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def prompts(self) -> str: ...
+    @property
+    def styles(self) -> tuple[Style, ...]: ...
+    @property
+    def max_tokens(self) -> int: ...
 
     def problems(self, folder: Path | None, style: Style) -> list[Problem]:
         """All items, from a folder of evaluation data (None: `OPENMERCURY_EVAL_DATA`); raises DataError."""
