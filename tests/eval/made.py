@@ -97,11 +97,11 @@ def write_data(folder: Path, made: Sequence[dict[str, str]] | None = None) -> Pa
     return folder
 
 
-def write_rows(folder: Path, name: str, made: Sequence[Mapping[str, Any]]) -> None:
+def write_rows(folder: Path, name: str, made: Sequence[Mapping[str, Any]], *, lines: bool = True) -> None:
     """A file of evaluation data, which the folder lists as its own version."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in made).encode()
+    text = ("".join(json.dumps(row) + "\n" for row in made) if lines else json.dumps(made)).encode()
     path.write_bytes(lzma.compress(text))
     with (folder / "SHA256SUMS").open("a") as sums:
         sums.write(f"{hashlib.sha256(text).hexdigest()}  {name}\n")

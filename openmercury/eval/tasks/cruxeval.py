@@ -6,6 +6,7 @@ words are our own.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,16 +71,13 @@ class CruxEval:
     def program(self, problem: Problem, answer: str) -> Program:
         """The function, and the assertion with the answer in it."""
         row = problem.row
-        told = stated(answer).removeprefix("assert ").strip()
-        if self.asked == "output":
-            known = f"f({row['input']}) =="
-            value = told.removeprefix(known) if told.startswith(known) else told.partition("==")[2] or told
-            # A literal is asked for, not a call: that would always be right.
-            check = "raise AssertionError('not a literal')" if re.search(r"\bf\(", value) else asserted(row, value)
+        left, right = sides(stated(answer))
+        if self.asked == "input":
+            check = asserted(row, left if left.startswith("f(") else f"f({left})")
+        elif re.search(r"\bf\(", right):  # would always be right
+            check = "raise AssertionError('a call, where a literal is asked for')"
         else:
-            known = f"== {row['output']}"
-            call = told.removesuffix(known) if told.endswith(known) else told.partition("==")[0]
-            check = asserted(row, call if call.startswith("f(") else f"f({call})")
+            check = asserted(row, right)
         return judged_by_tests(f"{row['code']}\n{check}", SECONDS)
 
 
@@ -94,3 +92,19 @@ def stated(answer: str) -> str:
     text = re.sub(r"^\s*```\w*\s*$", "", tagged[0] if tagged else answer, flags=re.MULTILINE)
     begin = re.search(r"^\s*assert ", text, re.MULTILINE)
     return text[begin.start() if begin else 0 :].strip()
+
+
+def sides(statement: str) -> tuple[str, str]:
+    """Both sides of an assertion, which may end before other text; what is none is both sides itself."""
+    text = statement.removeprefix("assert ").strip()
+    for part in (text, text.partition("\n")[0]):
+        try:
+            tree = ast.parse(part, mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):  # the parser's ways to refuse what a model wrote
+            continue
+        if isinstance(tree, ast.Compare) and isinstance(tree.ops[0], ast.Eq) and len(tree.ops) == 1:
+            return ast.get_source_segment(part, tree.left) or "", ast.get_source_segment(
+                part, tree.comparators[0]
+            ) or ""
+        return part, part
+    return text, text

@@ -20,7 +20,8 @@ def blocks(answer: str) -> list[str]:
 
 def extract(answer: str, entry_point: str) -> str:
     """The code of an answer: the first block that defines the function, else the last block, else the whole text."""
-    found = [textwrap.dedent(block) for block in blocks(answer)]
+    # dedent touches blank lines, too: code that has no indent is left as it is.
+    found = [textwrap.dedent(block) if block.startswith((" ", "\t")) else block for block in blocks(answer)]
     if not found:
         return answer
     definition = re.compile(rf"^\s*(async\s+)?def\s+{re.escape(entry_point)}\s*\(", re.MULTILINE)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+import pickle
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +19,10 @@ import pytest
 from openmercury.errors import DataError, InputError
 from openmercury.eval.tasks import GROUPS, TASKS, data, find
 from openmercury.eval.tasks.base import Chat, Continue, Fill, Problem
+from openmercury.eval.tasks.edits import KEPT, update
 from openmercury.eval.tasks.evalplus import python_inputs
 from openmercury.eval.tasks.functions import STOP
+from openmercury.eval.tasks.livecodebench import hidden
 from tests.eval.made import rows, write_data, write_rows
 from tests.eval.tasks.conftest import Judge
 
@@ -209,6 +216,160 @@ def test_infilling(tmp_path: Path, judge: Judge) -> None:
     assert statuses(judge, "humaneval-infilling-random-span", asked, right + "\n", more) == ["passed", "failed"]
 
 
+# --- CRUXEval --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def crux(tmp_path: Path) -> Path:
+    folder = write_data(tmp_path)
+    row = {
+        "id": "sample_0",
+        "code": "def f(text):\n    return text + ' =='",
+        "input": "'a == b'",
+        "output": "'a == b =='",
+    }
+    write_rows(folder, "cruxeval/cruxeval.jsonl.xz", [row])
+    return folder
+
+
+def test_cruxeval_output(crux: Path, judge: Judge) -> None:
+    asked = problem("cruxeval-o", crux, "completion")
+    assert isinstance(asked.prompt, Continue)
+    assert asked.prompt.text.endswith("assert f('a == b') == ??\n[/PYTHON]\n[ANSWER]\n")
+    answers = (
+        "assert f('a == b') == 'a == b =='\n",
+        "[ANSWER]\nassert f('a == b') == 'a == b =='\n[/ANSWER] as told",
+        "```python\nassert f('a == b') == 'a == b =='\n```",
+        "'a == b =='",
+        "assert f('a == b') == 'a'",
+        "assert f('a == b') == f('a == b')",
+        "1 or True",
+    )
+    assert statuses(judge, "cruxeval-o", asked, *answers) == ["passed"] * 4 + ["failed"] * 3
+
+
+def test_cruxeval_input(crux: Path, judge: Judge) -> None:
+    asked = problem("cruxeval-i", crux, "chat")
+    assert isinstance(asked.prompt, Chat)
+    assert asked.prompt.user.endswith("assert f(??) == 'a == b =='\n[/PYTHON]\n")
+    answers = ("[ANSWER]\nassert f('a == b') == 'a == b =='\n[/ANSWER]", "f('a' + ' == b')", "f('a')")
+    assert statuses(judge, "cruxeval-i", asked, *answers) == ["passed", "passed", "failed"]
+
+
+# --- edits -----------------------------------------------------------------------------------------------------------
+
+
+def test_edits(tmp_path: Path, judge: Judge) -> None:
+    lines = [f"    a{number} = {number}" for number in range(9)]
+    code = "\n".join(["def total():", *lines, "    return a8"])
+    row = {
+        "task_id": "EditEval/0",
+        "instruction": "Return the sum of a7 and a8. ",
+        "context": "class Sums:\n    pass\n{{Code}}\n",
+        "input": code,
+        "output": code + " + a7\n",
+        "test": "def check():\n    assert total() == 15 and Sums",
+    }
+    write_rows(write_data(tmp_path), "editeval/edit_eval.jsonl.xz", [row])
+    asked = problem("editeval", tmp_path, "chat")
+    assert isinstance(asked.prompt, Chat)
+    assert asked.prompt.user.endswith(f"Instruction: Return the sum of a7 and a8.\n\n```python\n{code}\n```")
+    answers = (f"Sure.\n```python\n{row['output']}```", code, "")
+    assert statuses(judge, "editeval", asked, *answers) == ["passed", "failed", "failed"]
+    merging = problem("apply", tmp_path, "chat").prompt
+    assert isinstance(merging, Chat)
+    assert merging.user.endswith(
+        "Update:\n```python\n# ... existing code ...\n    a7 = 7\n    a8 = 8\n    return a8 + a7\n```"
+    )
+
+
+def test_updates_show_what_changed_and_a_little_more() -> None:
+    code = "\n".join("abcdefghijklmnop")
+    assert update(code, code.replace("h", "H\nh2")) == f"{KEPT}\nf\ng\nH\nh2\ni\nj\n{KEPT}"
+    assert update("a\nb\nc", "a\nB\nc") == "a\nB\nc"
+    assert update("a\n  b", "a") == "a"
+
+
+# --- BigCodeBench ----------------------------------------------------------------------------------------------------
+
+
+def test_bigcodebench(tmp_path: Path, judge: Judge) -> None:
+    test = "import unittest, yaml\nfrom lxml.etree import XML\nclass TestCases(unittest.TestCase):\n"
+    row = {
+        "task_id": "BigCodeBench/1",
+        "complete_prompt": 'import math\ndef task_func(x):\n    """Double x."""\n',
+        "instruct_prompt": "Double x.",
+        "code_prompt": "import math\ndef task_func(x):\n",
+        "canonical_solution": "    return 2 * x\n",
+        "test": test + "    def test_it(self):\n        self.assertEqual(task_func(2), 4)\n",
+        "libs": "['numpy.linalg', 'math']",
+    }
+    folder = write_data(tmp_path)
+    write_rows(folder, "bigcodebench_hard/bigcodebench_hard.json.xz", [row], lines=False)
+    asked = problem("bigcodebench-hard", folder, "chat")
+    assert asked.prompt == Chat("Double x.")
+    program = TASKS["bigcodebench-hard"].program(asked, "")
+    assert program.modules == ("lxml", "numpy", "yaml")
+    row["test"] = row["test"].replace(", yaml\nfrom lxml.etree import XML", "")
+    asked = Problem(asked.id, asked.prompt, row)
+    answers = ("```python\ndef task_func(x):\n    return 2 * x\n```", "```python\ndef task_func(x):\n    return x\n```")
+    assert statuses(judge, "bigcodebench-hard", asked, *answers) == ["passed", "failed"]
+    asked = Problem(asked.id, Continue(row["complete_prompt"]), row)
+    assert statuses(judge, "bigcodebench-hard", asked, row["canonical_solution"], "") == ["passed", "failed"]
+
+
+# --- LiveCodeBench ---------------------------------------------------------------------------------------------------
+
+
+def contest(**other: Any) -> dict[str, Any]:
+    cases = [{"input": "1 2\n", "output": "3\n", "testtype": "stdin"}]
+    hidden = [{"input": "2 2\n", "output": "4.0", "testtype": "stdin"}]
+    packed = base64.b64encode(zlib.compress(pickle.dumps(json.dumps(hidden)))).decode()
+    return {
+        "question_id": "1",
+        "question_content": "Add.",
+        "starter_code": "",
+        "public_test_cases": json.dumps(cases),
+        "private_test_cases": packed,
+        "metadata": "{}",
+    } | other
+
+
+def test_livecodebench_by_stdin(tmp_path: Path, judge: Judge) -> None:
+    folder = write_data(tmp_path)
+    with pytest.raises(DataError, match=r"no \*\.jsonl or .*livecodebench.*put a release"):
+        TASKS["livecodebench"].problems(folder, "chat")
+    write_rows(folder, "livecodebench/test.jsonl.xz", [contest(), contest()])
+    [asked] = TASKS["livecodebench"].problems(folder, "chat")
+    code = "import sys\nif __name__ == '__main__':\n    a, b = map(int, {})\n    print(a + b)\n    exit()\n"
+    sources = ("input().split()", "sys.stdin.buffer.read().split()", "(1, 2)")
+    answers = [f"```python\n{code.format(source)}```" for source in sources]
+    assert statuses(judge, "livecodebench", asked, *answers) == ["passed", "passed", "failed"]
+
+
+def test_livecodebench_by_function(tmp_path: Path, judge: Judge) -> None:
+    folder = write_data(tmp_path)
+    cases = json.dumps([{"input": "[1, 2]\n3", "output": "[4, 5]", "testtype": "functional"}])
+    made = contest(
+        starter_code="class Solution:\n    def add(self, xs, y):\n",
+        metadata='{"func_name": "add"}',
+        public_test_cases=cases,
+        private_test_cases=cases,
+    )
+    write_rows(folder, "livecodebench/test.jsonl.xz", [made])
+    asked = problem("livecodebench", folder, "chat")
+    assert isinstance(asked.prompt, Chat)
+    assert "class Solution:\n    def add(self, xs, y):\n```" in asked.prompt.user
+    answer = "class Solution:\n    def add(self, xs, y):\n        return [x + {} for x in xs]\n"
+    assert statuses(judge, "livecodebench", asked, answer.format("y"), answer.format("1")) == ["passed", "failed"]
+
+
+def test_hidden_tests_cannot_run_code() -> None:
+    packed = base64.b64encode(zlib.compress(pickle.dumps(os.getcwd))).decode()
+    with pytest.raises(DataError, match=r"it asks for posix\.getcwd"):
+        hidden(packed)
+
+
 # --- all of the real data --------------------------------------------------------------------------------------------
 
 
@@ -218,19 +379,30 @@ def canonical(name: str, row: Any) -> str:
         return f"```python\n{row['code']}\n```"
     if "infilling" in name:
         return str(row["canonical_solution"])
-    return f"Here it is:\n```python\n{row['prompt']}{row['canonical_solution']}```\nDone."
+    if name.startswith("cruxeval"):
+        return f"[ANSWER]\nassert f({row['input']}) == {row['output']}\n[/ANSWER]"
+    if name in ("editeval", "apply"):
+        return f"```python\n{row['output']}\n```"
+    prompt = row["complete_prompt" if name == "bigcodebench-hard" else "prompt"]
+    return f"Here it is:\n```python\n{prompt}{row['canonical_solution']}```\nDone."
+
+
+# Their own solutions fail by their own tests.
+KNOWN: dict[str, set[str]] = {}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "livecodebench"])
 def test_canonical_solutions_pass(name: str, judge: Judge) -> None:
     if "OPENMERCURY_EVAL_DATA" not in os.environ:
         pytest.skip("needs the benchmarks: set OPENMERCURY_EVAL_DATA")
     task = TASKS[name]
     problems = task.problems(None, task.styles[0])
-    programs = [task.program(one, canonical(name, one.row)) for one in problems]
+    programs = {one.id: task.program(one, canonical(name, one.row)) for one in problems}
+    runnable = {id: program for id, program in programs.items() if all(map(find_spec, program.modules))}
+    print(f"\n{name}: {len(programs) - len(runnable)} of {len(programs)} need modules that are not here")
     with ThreadPoolExecutor(2) as pool:
-        told = pool.map(judge, programs)
-        failed = {one.id: status for one, status in zip(problems, told, strict=True) if status != "passed"}
-    assert failed == {}
+        told = zip(runnable, pool.map(judge, runnable.values()), strict=True)
+        failed = {id for id, status in told if status != "passed"}
+    assert failed == KNOWN.get(name, set())
