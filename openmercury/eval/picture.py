@@ -90,7 +90,7 @@ def draw_frontier(path: Path, whole: Frontier) -> None:
         axes.grid(alpha=0.3)
         if name == "tpf":
             axes.set(ylabel="pass@1 in %")
-            axes.legend()
+            figure.legend(loc="outside lower center", ncols=4)
     hardware = sorted({one.hardware for one in whole.points if one.hardware})
     figure.suptitle(f"{whole.task}, {'; '.join(hardware)}" if hardware else whole.task)
     with matplotlib.rc_context({"svg.fonttype": "none"}):
