@@ -197,7 +197,8 @@ def _prompts(file: Path | None, task: str | None, data: Path | None) -> Iterator
 
     if file is None and task is None:
         return None
-    found = prompts.read(file) if file is not None else prompts.of_task(find(cast(str, task)), data)
+    tasks = [] if task is None else find([task])
+    found = prompts.read(file) if file is not None else [one for each in tasks for one in prompts.of_task(each, data)]
     random.shuffle(found)
     return iter(found)
 

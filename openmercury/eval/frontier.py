@@ -115,10 +115,12 @@ def pareto(points: Sequence[Point], of: Callable[[Point], float | None]) -> list
 
 @dataclass(frozen=True)
 class Run:
-    """What a report says of one task: who answered (`identity`), how, and the figures."""
+    """What a report says of one task: who answered (`identity`), how (`setting`), what was asked (`conditions`), and
+    the figures, still without names that only a comparison can give."""
 
     folder: str
     identity: Mapping[str, Any]
+    setting: Mapping[str, Any]
     conditions: Mapping[str, Any]
     point: Point
 
@@ -152,12 +154,11 @@ def _run(folder: str, settings: Mapping[str, Any], how: Mapping[str, Any], row: 
             f"{folder}: {row['judged']} of {row['samples']} answers to {row['task']} are judged: "
             f"judge them all by `openmercury eval --score {folder}`"
         )
-    moving = [f"{name} {settings[name]}" for name in SETTING if settings.get(name) is not None]
     score, speed = row["scores"]["1"], row["tokens_per_second"]
     point = Point(
         run=folder,
         system=f"{settings['model']} {settings.get('mode') or settings['kind']}",
-        setting=", ".join(moving),
+        setting="",
         pass_at_1=float(score["value"]),
         low=float(score["low"]),
         high=float(score["high"]),
@@ -169,7 +170,8 @@ def _run(folder: str, settings: Mapping[str, Any], how: Mapping[str, Any], row: 
     apart = (*SETTING, *DRAWN, "seed")
     identity = {name: value for name, value in settings.items() if name not in apart}
     conditions = {**{name: row[name] for name in COUNTED}, **{name: settings.get(name) for name in DRAWN}}
-    return Run(folder, identity, conditions, point)
+    setting = {name: settings[name] for name in SETTING if settings.get(name) is not None}
+    return Run(folder, identity, setting, conditions, point)
 
 
 def frontier(task: str, runs: Sequence[Run]) -> Frontier:
@@ -190,14 +192,23 @@ def frontier(task: str, runs: Sequence[Run]) -> Frontier:
 
 
 def _named(runs: Sequence[Run]) -> list[Point]:
-    """The points; systems that would share a name are told apart by what differs in their identities."""
+    """The points; systems that would share a name are told apart by what differs in their identities. A setting names
+    what moves along its curve, or all there is where nothing moves."""
     named = []
     for run in runs:
-        alike = [one.identity for one in runs if one.point.system == run.point.system]
-        apart = [name for name in run.identity if any(one.get(name) != run.identity[name] for one in alike)]
-        extra = "".join(f", {name} {run.identity[name]}" for name in apart)
-        named.append(replace(run.point, system=run.point.system + extra))
+        alike = [one for one in runs if one.point.system == run.point.system]
+        apart = [
+            f", {name} {value}" for name, value in run.identity.items() if _moves(name, [x.identity for x in alike])
+        ]
+        curve = [one.setting for one in alike if one.identity == run.identity]
+        moving = [name for name in run.setting if _moves(name, curve)] or list(run.setting)
+        setting = ", ".join(f"{name} {run.setting[name]}" for name in moving)
+        named.append(replace(run.point, system=run.point.system + "".join(apart), setting=setting))
     return named
+
+
+def _moves(name: str, among: Sequence[Mapping[str, Any]]) -> bool:
+    return any(one.get(name) != among[0].get(name) for one in among)
 
 
 def _curve(system: str, points: Sequence[Point], best: float) -> Curve:

@@ -51,8 +51,8 @@ def runs(tmp_path: Path) -> list[Path]:
         server.pop(name)
     return [
         write(tmp_path / "ar", settings("ar"), row(50, 1.0, 100.0)),
-        write(tmp_path / "d2", settings("diffusion", threshold=0.2), row(50, 3.0, 250.0)),
-        write(tmp_path / "d1", settings("diffusion", threshold=0.1), row(48, 4.0, 400.0)),
+        write(tmp_path / "d2", settings("diffusion", threshold=0.2, edit_below=1.0), row(50, 3.0, 250.0)),
+        write(tmp_path / "d1", settings("diffusion", threshold=0.1, edit_below=1.0), row(48, 4.0, 400.0)),
         write(tmp_path / "url", server, row(60, None, 90.0), hardware=None),
     ]
 
@@ -132,6 +132,11 @@ def test_systems_of_one_name_are_told_apart(runs: list[Path], tmp_path: Path) ->
     assert "nano ar, dtype float32" in systems
     assert "nano ar, dtype bfloat16" in systems
     assert "nano diffusion" in systems
+
+
+def test_a_lone_point_tells_all_its_settings(runs: list[Path]) -> None:
+    [point] = whole(runs[1:2]).points
+    assert point.setting == "threshold 0.2, edit_below 1.0"
 
 
 @pytest.mark.parametrize(
