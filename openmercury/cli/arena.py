@@ -15,6 +15,7 @@ import typer
 
 from openmercury.cli import generate
 from openmercury.cli.errors import UsageProblem
+from openmercury.cli.eval_runs import settled
 from openmercury.cli.generate import MARKER
 from openmercury.cli.options import DECODING, MODEL, SHOWN, DtypeName, ModeName, Settings, option
 from openmercury.errors import ConfigError, DataError
@@ -172,7 +173,8 @@ def _contestants(named: Sequence[Named], settings: Settings, api_key_env: str) -
             return Remote(one.where, one.model, key=key)
         if one.where not in loaded:
             loaded[one.where] = generate.load(replace(settings, model=one.where))
-        return Ours(loaded[one.where], SamplingParams(mode=cast(Mode, one.mode)))
+        params = settled(loaded[one.where], SamplingParams(mode=cast(Mode, one.mode)))
+        return Ours(loaded[one.where], params)
 
     first, second = (Contestant(one.name, system(one)) for one in named)
     return first, second

@@ -11,7 +11,6 @@ import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from openmercury.cli.errors import FAILED, OK, UsageProblem
@@ -31,14 +30,20 @@ KINDS: Mapping[str, Callable[[str], Any]] = {"mode": str, "threshold": float, "e
 USUAL = {"mode": ("ar", "verified", "diffusion"), "threshold": (0.05, 0.1, 0.15, 0.3, 0.5, 0.8)}
 
 
-def run(wanted: Wanted, sweeps: Sequence[str], folder: Path) -> int:
-    """One run for each of the settings, each in a folder below `folder`; returns the worst exit code."""
-    swept = read(sweeps)
-    codes = [
-        in_own_process(replace(wanted, decoding=one, out=folder / name)) for name, one in each(swept, wanted.decoding)
-    ]
-    for task in wanted.tasks:
-        print(f"next: openmercury frontier {folder}/* --task {task} --picture {task}.svg")
+def run(wanted: Wanted, words: Sequence[str]) -> int:
+    """One run for each of the settings, each in a folder of its own in --out; returns the worst exit code."""
+    from openmercury.eval.store import RUNS
+    from openmercury.eval.tasks import find
+
+    tasks, settings = find(wanted.tasks), each(read(words), wanted.decoding)
+    folder = wanted.out or RUNS / "sweep"
+    codes = []
+    for number, (name, decoding) in enumerate(settings, 1):
+        print(f"{number} of {len(settings)}: {name}", flush=True)
+        codes.append(in_own_process(replace(wanted, decoding=decoding, out=folder / name)))
+    runs = " ".join(str(folder / name) for name, _ in settings)
+    for task in tasks:
+        print(f"side by side: openmercury frontier {runs} --task {task.name} --picture {task.name}.svg")
     return FAILED if any(code != OK for code in codes) else OK
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from openmercury.cli import main
 from openmercury.cli.errors import UsageProblem
 from openmercury.cli.options import Settings
 from openmercury.cli.sweep import USUAL, each, read
+from openmercury.errors import SandboxError
+from openmercury.eval import sandbox
+from tests.eval.made import write_checkpoint, write_data
 
 
 def test_words_become_values() -> None:
@@ -50,3 +57,34 @@ def test_what_makes_no_sense_is_refused(words: list[str], told: str) -> None:
     with pytest.raises(UsageProblem) as caught:
         each(read(words), Settings())
     assert told in caught.value.message
+
+
+def test_the_option_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["eval", "humaneval", "--sweep", "mode", "--json", "x"]) == 2
+    assert "--json is of one run" in capsys.readouterr().err
+    assert main.main(["eval", "humaneval", "--sweep", "mode", "--transformers"]) == 2
+    assert "--sweep goes with our own engine" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_runs_of_a_sweep_stand_side_by_side(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A real, tiny network, in processes of its own; what it writes is wrong, and counted."""
+    try:
+        sandbox.usable_backend()
+    except SandboxError as error:
+        pytest.skip(str(error))
+    model, data, out = write_checkpoint(tmp_path / "tiny"), write_data(tmp_path / "data"), tmp_path / "out"
+    words = ["--model", model, "--data", data, "--limit", 3, "--max-tokens", 8, "--dtype", "float32", "--device", "cpu"]
+    sweep = ["eval", "humaneval", *map(str, words), "--out", str(out), "--sweep", "mode=ar,diffusion", "--sweep"]
+    assert main.main([*sweep, "threshold=0.2,0.9"]) == 0
+    told = capfd.readouterr().out
+    assert "3 of 3: diffusion-threshold-0.9" in told
+    line = next(line for line in told.splitlines() if line.startswith("side by side: openmercury "))
+    figures = tmp_path / "f.json"
+    words = line.removeprefix("side by side: openmercury ").partition(" --picture")[0].split()
+    assert main.main([*words, "--json", str(figures)]) == 0
+    points = json.loads(figures.read_text())["points"]
+    assert {(one["system"], one["setting"], one["pass_at_1"]) for one in points} == {
+        ("tiny ar", "", 0.0), ("tiny diffusion", "threshold 0.2", 0.0), ("tiny diffusion", "threshold 0.9", 0.0),
+    }  # fmt: skip
+    assert points[0]["tpf"] == 1.0
