@@ -98,17 +98,33 @@ def arena(
         raise UsageProblem("--prompts and --task exclude each other: drop one")
     if len(named) != 2 or named[0].name == named[1].name:
         raise UsageProblem("give two contestants that differ, as in `openmercury arena ar diffusion`")
-    from openmercury.cli import arena_screen
-
-    if not page:
-        arena_screen.need_person()
-    asked = _prompts(prompts, task, data)
     settings = Settings(device=device, dtype=dtype, max_tokens=max_tokens, temperature=temperature)
-    held = _arena(_contestants(named, settings, api_key_env), votes, settings)
-    if page:
-        _serve(held, asked, port)
-    else:
+    _hold(named, settings, api_key_env, votes, _prompts(prompts, task, data), port if page else None)
+
+
+def _hold(
+    named: Sequence[Named],
+    settings: Settings,
+    api_key_env: str,
+    votes: Path,
+    asked: Iterator[Prompt] | None,
+    port: int | None,
+) -> None:
+    """Match after match: on a page where there is a port for it, else in the terminal."""
+    from openmercury.cli import arena_screen
+    from openmercury.eval.arena.match import Arena
+    from openmercury.eval.arena.votes import Votes
+    from openmercury.eval.systems import Sampling
+
+    if port is None:
+        arena_screen.need_person()
+    kept = Votes(votes)  # before anything takes long
+    pair = _contestants(named, settings, api_key_env)
+    held = Arena(pair, kept, Sampling(temperature=settings.temperature), settings.max_tokens, random.Random())
+    if port is None:
         arena_screen.play(held, asked or arena_screen.pasted(MARKER))
+    else:
+        _serve(held, asked, port)
 
 
 def _check(invocation: typer.Context, there: Mapping[str, bool]) -> None:
@@ -173,20 +189,11 @@ def _contestants(named: Sequence[Named], settings: Settings, api_key_env: str) -
             return Remote(one.where, one.model, key=key)
         if one.where not in loaded:
             loaded[one.where] = generate.load(replace(settings, model=one.where))
-        params = settled(loaded[one.where], SamplingParams(mode=cast(Mode, one.mode)))
+        params = settled(loaded[one.where], SamplingParams(mode=cast(Mode, one.mode), max_tokens=settings.max_tokens))
         return Ours(loaded[one.where], params)
 
     first, second = (Contestant(one.name, system(one)) for one in named)
     return first, second
-
-
-def _arena(pair: tuple[Contestant, Contestant], votes: Path, settings: Settings) -> Arena:
-    from openmercury.eval.arena.match import Arena
-    from openmercury.eval.arena.votes import Votes
-    from openmercury.eval.systems import Sampling
-
-    sampling = Sampling(temperature=settings.temperature)
-    return Arena(pair, Votes(votes), sampling, settings.max_tokens, random.Random())
 
 
 # --- what ------------------------------------------------------------------------------------------------------------

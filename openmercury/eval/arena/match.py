@@ -50,12 +50,13 @@ class Arena:
         max_tokens: int,
         generator: random.Random,
     ) -> None:
-        """Raises DataError where `votes` know a contestant of this name as another system."""
+        """Warms both up; raises DataError where `votes` know a contestant of this name as another system."""
         self.contestants, self.votes, self.sampling, self.max_tokens = contestants, votes, sampling, max_tokens
         self.generator = generator
         drawn = {"max_tokens": max_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p}
         for one in contestants:
             votes.enter(one.name, {**one.system.identity, **drawn})
+            one.system.warm_up(1, sampling)
 
     def match(self, prompt: Prompt) -> Match:
         """Have both answer; raises RequestFailedError where one cannot, ServerError where one is gone."""
