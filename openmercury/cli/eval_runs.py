@@ -147,10 +147,10 @@ def _system(wanted: Wanted) -> System:
         folder = default_model() if decoding.model is None else Path(decoding.model)
         return Transformers(folder, device=decoding.device, dtype=decoding.dtype, concurrency=wanted.concurrency)
     llm = generate.load(decoding)
-    return Ours(llm, _settled(llm, decoding.sampling()), concurrency=wanted.concurrency)
+    return Ours(llm, settled(llm, decoding.sampling()), concurrency=wanted.concurrency)
 
 
-def _settled(llm: LLM, params: SamplingParams) -> SamplingParams:
+def settled(llm: LLM, params: SamplingParams) -> SamplingParams:
     """Diffusion's defaults written out: other versions and machines have others, and they decide the answers."""
     from openmercury.engine.config import DEFAULT_EDIT_BELOW, DEFAULT_THRESHOLD
 

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from openmercury.cli import eval_runs as runs
+from openmercury.cli import sweep as sweeps
 from openmercury.cli.errors import UsageProblem
 from openmercury.cli.options import DECODING, MODEL, SHOWN, DtypeName, ModeName, Settings, option
 
@@ -40,6 +41,7 @@ NEEDS = {
     "concurrency": GENERATING,
     "out": GENERATING,
     "generate_only": GENERATING,
+    "sweep": ENGINE,
     "workers": JUDGING,
 }
 
@@ -113,6 +115,10 @@ def evaluate(
     json_out: Annotated[
         Path | None, option("Write the figures here, too.", "--json", panel=SHOWN, metavar="OUT")
     ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        option("One run for each value, as in mode=ar,diffusion or threshold=0.1,0.3; repeatable.", panel=DECODING),
+    ] = None,
     generate_only: Annotated[bool, option("Keep the answers, run nothing.", "--generate-only")] = False,
     score: Annotated[Path | None, option("Judge a run again, generate nothing.", metavar="FOLDER")] = None,
     list_all: Annotated[
@@ -170,6 +176,10 @@ def evaluate(
         json_out=json_out,
         generate_only=generate_only,
     )
+    if sweep:
+        if json_out is not None:
+            raise UsageProblem("--json is of one run, and --sweep makes several: see `openmercury frontier --json`")
+        return sweeps.run(wanted, sweep)
     return runs.run(wanted)
 
 

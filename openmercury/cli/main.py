@@ -13,7 +13,20 @@ from typing import Annotated
 import typer
 
 import openmercury
-from openmercury.cli import bench, chat, compare, demo, doctor, errors, evaluate, generate, importer, train
+from openmercury.cli import (
+    arena,
+    bench,
+    chat,
+    compare,
+    demo,
+    doctor,
+    errors,
+    evaluate,
+    frontier,
+    generate,
+    importer,
+    train,
+)  # fmt: skip
 
 app = typer.Typer(
     name="openmercury",
@@ -42,7 +55,7 @@ def _top(
     """`main` has taken --debug off the line already; it is declared for the help page."""
 
 
-for module in (demo, generate, chat, importer, train, evaluate, compare, bench, doctor):
+for module in (demo, generate, chat, importer, train, evaluate, compare, frontier, arena, bench, doctor):
     module.register(app)
 
 

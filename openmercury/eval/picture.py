@@ -1,4 +1,4 @@
-"""Speed against concurrency as a picture, one line for each mode."""
+"""Pictures: speed against concurrency, one line for each mode; quality against parallelism and speed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from openmercury.errors import ConfigError
+from openmercury.eval.frontier import AXES, Frontier, pareto
 from openmercury.eval.speed import Speed
 
 KINDS = (".png", ".svg")
@@ -51,3 +52,46 @@ def draw(path: Path, rows: Sequence[Speed], title: str, baseline: float | None =
 def levels_of(rows: Sequence[Speed]) -> list[int]:
     """Concurrencies that were measured, ascending."""
     return sorted({row.concurrency for row in rows if row.concurrency is not None})
+
+
+def draw_frontier(path: Path, whole: Frontier) -> None:
+    """pass@1 with its interval against TPF on the left, against tokens per second on the right; a curve a system.
+
+    The grey line joins the points that none beats in both. The text of an SVG stays text.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    for axes, (name, of), what in zip(
+        figure.subplots(1, 2, sharey=True), AXES.items(), ("tokens per forward", "tokens per second"), strict=True
+    ):
+        for curve in whole.curves:
+            told = [(x, one) for one in whole.points if one.system == curve.system and (x := of(one)) is not None]
+            told.sort(key=lambda pair: pair[0])
+            heights = [100 * one.pass_at_1 for _, one in told]
+            spread = [
+                [100 * (one.pass_at_1 - one.low) for _, one in told],
+                [100 * (one.high - one.pass_at_1) for _, one in told],
+            ]
+            axes.errorbar(
+                [x for x, _ in told], heights, spread, marker="o", capsize=3, elinewidth=0.8, label=curve.system
+            )
+        front = pareto(whole.points, of)
+        axes.plot(
+            [of(one) for one in front],
+            [100 * one.pass_at_1 for one in front],
+            color="grey",
+            linewidth=5,
+            alpha=0.3,
+            zorder=0,
+        )
+        axes.set(xlabel=what, xscale="linear" if name == "tpf" else "log")
+        axes.grid(alpha=0.3)
+        if name == "tpf":
+            axes.set(ylabel="pass@1 in %")
+            figure.legend(loc="outside lower center", ncols=4)
+    hardware = sorted({one.hardware for one in whole.points if one.hardware})
+    figure.suptitle(f"{whole.task}, {'; '.join(hardware)}" if hardware else whole.task)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(path, dpi=150)
