@@ -17,7 +17,6 @@ import typer
 
 from openmercury.cli.options import option
 from openmercury.errors import CheckpointError, OpenMercuryError, SandboxError
-from openmercury.eval.languages import PYTHON, versions
 from openmercury.model import machine
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def examine(model: str | None, device: str, hashes: bool, problems: list[str]) -
     if config is not None:
         _check_memory(facts, config, problems)
     facts["sandbox"] = _sandbox()
-    facts["languages"] = {name: told for name, told in versions().items() if name != PYTHON}
+    facts["languages"] = _languages()
     return facts
 
 
@@ -195,6 +194,13 @@ def _sandbox() -> str:
         return usable_backend()
     except SandboxError as error:
         return f"none: {error}"
+
+
+def _languages() -> dict[str, str | None]:
+    """Versions of the languages that evaluation runs besides Python; None: not installed."""
+    from openmercury.eval.languages import PYTHON, versions
+
+    return {name: told for name, told in versions().items() if name != PYTHON}
 
 
 # --- in words --------------------------------------------------------------------------------------------------------

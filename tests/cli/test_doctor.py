@@ -11,7 +11,7 @@ import torch
 
 from openmercury.cli import doctor, main
 from openmercury.errors import SandboxError
-from openmercury.eval import sandbox
+from openmercury.eval import languages, sandbox
 from openmercury.model import costs
 from openmercury.model.convert import save_hf
 from openmercury.model.weights import write_manifest
@@ -26,7 +26,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(costs, "BYTES", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(sandbox, "usable_backend", lambda: "bubblewrap")
-    monkeypatch.setattr(doctor, "versions", lambda: {"python": "Python 3", "java": "javac 17", "php": None})
+    monkeypatch.setattr(languages, "versions", lambda: {"python": "Python 3", "java": "javac 17", "php": None})
     save_hf(tiny.network(dtype=torch.float32, of=tiny.config(adapter=False)), tmp_path)
     write_manifest(tmp_path)
     return tmp_path
