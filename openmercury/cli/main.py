@@ -25,6 +25,7 @@ from openmercury.cli import (
     frontier,
     generate,
     importer,
+    likelihood,
     train,
 )  # fmt: skip
 
@@ -55,7 +56,7 @@ def _top(
     """`main` has taken --debug off the line already; it is declared for the help page."""
 
 
-for module in (demo, generate, chat, importer, train, evaluate, compare, frontier, arena, bench, doctor):
+for module in (demo, generate, chat, importer, train, evaluate, compare, frontier, arena, likelihood, bench, doctor):
     module.register(app)
 
 
