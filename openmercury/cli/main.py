@@ -24,6 +24,7 @@ from openmercury.cli import (
     evaluate,
     frontier,
     generate,
+    harness,
     importer,
     likelihood,
     train,
@@ -56,7 +57,7 @@ def _top(
     """`main` has taken --debug off the line already; it is declared for the help page."""
 
 
-for module in (demo, generate, chat, importer, train, evaluate, compare, frontier, arena, likelihood, bench, doctor):
+for module in (demo, generate, chat, importer, train, evaluate, compare, frontier, arena, likelihood, harness, bench, doctor):
     module.register(app)
 
 
