@@ -64,14 +64,14 @@ def likelihood(
     useless = [flag for flag, value in given.items() if value is not None]
     if mode == "ar" and useless:
         raise UsageProblem(f"{useless[0]} only acts with --mode diffusion: drop it or add that")
+    from openmercury.diffusion.bound import noisy_facts
     from openmercury.eval import likelihood as measure
 
     documents, skipped = measure.read_documents(paths, pattern, limit)
     loaded = _load(model, device, dtype)
-    facts = loaded.model.config.diffusion
     bound = None
     if mode == "diffusion":
-        size = block_size or (1 if facts is None else facts.block_size)  # without facts `measure` refuses
+        size = block_size or noisy_facts(loaded.model.config).block_size
         bound = measure.Bound(size, samples or measure.SAMPLES, seed or 0)
     back = context or min(measure.CONTEXT, loaded.model.config.max_context)
     begin = time.monotonic()

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from openmercury.errors import UnsupportedError
 from openmercury.model.attention import grouped_attention
+from openmercury.model.config import DiffusionFacts, ModelConfig
 from openmercury.model.masks import CLEAN, NOBODY, visible
 from openmercury.model.transformer import Transformer
 
@@ -134,13 +135,12 @@ def masked_nll(
 
     The Q positions from `first` on to the end of the text lie in blocks of `block_size`; masks are independent rows.
     """
-    assert model.config.diffusion is not None
     device, (samples, length) = ids_L.device, masked_NQ.shape
     at_Q = torch.arange(length, device=device)
     lead_NQ = _first_masked(masked_NQ, block_size)
     nll_NQ = torch.where(masked_NQ & (at_Q == lead_NQ), clean.nll_BL[:, first:], 0)
     drafted_NQ = masked_NQ & (at_Q > lead_NQ)
-    noisy_NQ = torch.where(masked_NQ, model.config.diffusion.mask_id, ids_L[first:])
+    noisy_NQ = torch.where(masked_NQ, noisy_facts(model.config).mask_id, ids_L[first:])
     group_NQ = torch.where(at_Q < lead_NQ, NOBODY, at_Q // block_size)  # the leading run is read clean
     step = max(1, QUERIES // block_size) * block_size
     for begin in range(0, length, step):
@@ -170,15 +170,16 @@ def _first_masked(masked_NQ: Tensor, block_size: int) -> Tensor:
     return found.amin(-1, keepdim=True).expand_as(found).flatten(1)[:, :length]
 
 
-def check_boundable(model: Transformer) -> None:
-    """Raise UnsupportedError for checkpoints whose noisy side is not the one of `masked_nll`."""
-    facts = model.config.diffusion
-    if facts is None or model.adapter is None:
+def noisy_facts(config: ModelConfig) -> DiffusionFacts:
+    """What the checkpoint's noisy side is; raises UnsupportedError where it is not the one of `masked_nll`."""
+    facts = config.diffusion
+    if facts is None or facts.adapter is None:
         raise UnsupportedError("this checkpoint has no adapter to denoise with, so there is no bound: use mode ar")
     if facts.clean_attention != "causal" or facts.block_aligned or not facts.logit_shift:
         raise UnsupportedError(
             "the bound is for checkpoints with causal clean text, free blocks and logit shift: use mode ar"
         )
+    return facts
 
 
 def nll_bound(
@@ -189,7 +190,6 @@ def nll_bound(
     Blocks start at `first`. The samples are stratified among each other, so that the spread between them tells at most
     too large an error of their mean.
     """
-    check_boundable(model)
     clean = read_clean(model, ids_L[None])
     masks = Masks(*(field.to(ids_L.device) for field in draw_masks(len(ids_L) - first, block_size, samples, generator)))
     nll_NQ = masked_nll(model, ids_L, clean, first, block_size, masks.masked_NQ)

@@ -23,7 +23,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table, setup_logging
 from tqdm import tqdm
 
-from openmercury.diffusion.bound import check_boundable
+from openmercury.diffusion.bound import noisy_facts
 from openmercury.engine.params import SamplingParams
 from openmercury.errors import ConfigError, ContextOverflowError, DataError, InputError
 from openmercury.eval.likelihood import SAMPLES, Bound, Loaded, bounded, exact, load, prefix_id, windows
@@ -95,15 +95,13 @@ class OpenMercury(TemplateLM):
         """The bare network, loaded when a task wants likelihoods."""
         return load(self.folder, device=self.asked_device, dtype=self.asked_dtype)
 
-    @cached_property
+    @property
     def bound(self) -> Bound | None:
         """How the bound is drawn; None where likelihoods are exact."""
         if self.side == "ar":
             return None
-        check_boundable(self.loaded.model)
-        facts = self.config.diffusion
-        assert facts is not None
-        return Bound(self.bound_block_size or facts.block_size, self.bound_samples, self.seed)
+        block_size = noisy_facts(self.config).block_size
+        return Bound(self.bound_block_size or block_size, self.bound_samples, self.seed)
 
     # --- tokens ------------------------------------------------------------------------------------------------------
 
@@ -227,13 +225,12 @@ class OpenMercury(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes beside the results."""
-        bound = self.bound if self.side == "diffusion" else None
         return {
             "openmercury": self.folder.resolve().name,
             "mode": self.params.mode,
             "threshold": self.params.threshold,
             "likelihood": self.side,
-            "bound": bound and vars(bound),
+            "bound": self.bound and vars(self.bound),
             "max_length": self.max_length,
             "dtype": self.asked_dtype,
         }

@@ -16,7 +16,7 @@ from statistics import fmean, variance
 import torch
 from torch import Tensor
 
-from openmercury.diffusion.bound import check_boundable, nll_bound, read_clean
+from openmercury.diffusion.bound import nll_bound, noisy_facts, read_clean
 from openmercury.errors import CheckpointError, ConfigError, DataError
 from openmercury.llm import default_model, pick_device
 from openmercury.model.config import read_config
@@ -226,7 +226,7 @@ def measure(
     if context > loaded.model.config.max_context:
         raise ConfigError(f"context {context} is more than the {loaded.model.config.max_context} of this checkpoint")
     if bound is not None:
-        check_boundable(loaded.model)
+        noisy_facts(loaded.model.config)
         if bound.block_size > context:
             raise ConfigError(f"blocks of {bound.block_size} do not fit a context of {context}: make one of them fit")
     generator = torch.Generator().manual_seed(0 if bound is None else bound.seed)
