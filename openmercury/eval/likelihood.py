@@ -98,7 +98,7 @@ def load(
         raise CheckpointError(f"there is no model folder {path}: give --model, or make one with `openmercury import`")
     on = pick_device(device)
     name = ("float32" if on.type == "cpu" else "bfloat16") if dtype == "auto" else dtype
-    if name not in FORMATS or FORMATS[name].int8:
+    if name not in FORMATS or FORMATS[name].rounded is not None:
         raise ConfigError(f"likelihood is not measured in dtype {dtype!r}: use auto, float32, bfloat16 or float64")
     set_threads()
     kind, config = FORMATS[name], read_config(path)
