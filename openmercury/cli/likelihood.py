@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from openmercury.cli.errors import UsageProblem
-from openmercury.cli.evaluate import progress
 from openmercury.cli.options import MODEL, SHOWN, option
 
 if TYPE_CHECKING:
@@ -64,6 +63,7 @@ def likelihood(
     useless = [flag for flag, value in given.items() if value is not None]
     if mode == "ar" and useless:
         raise UsageProblem(f"{useless[0]} only acts with --mode diffusion: drop it or add that")
+    from openmercury.cli.show import progress
     from openmercury.diffusion.bound import noisy_facts
     from openmercury.eval import likelihood as measure
 
@@ -75,8 +75,8 @@ def likelihood(
         bound = measure.Bound(size, samples or measure.SAMPLES, seed or 0)
     back = context or min(measure.CONTEXT, loaded.model.config.max_context)
     begin = time.monotonic()
-    with progress("reading, %", 100) as advance:
-        scores = measure.measure(loaded, documents, bound, back, lambda done, total: advance(100 * done // total, 100))
+    with progress("reading tokens", 0) as advance:
+        scores = measure.measure(loaded, documents, bound, back, advance)
     seconds = time.monotonic() - begin
     found = measure.summarise(scores)
     how = {

@@ -57,7 +57,21 @@ def _top(
     """`main` has taken --debug off the line already; it is declared for the help page."""
 
 
-for module in (demo, generate, chat, importer, train, evaluate, compare, frontier, arena, likelihood, harness, bench, doctor):
+for module in (
+    demo,
+    generate,
+    chat,
+    importer,
+    train,
+    evaluate,
+    compare,
+    frontier,
+    arena,
+    likelihood,
+    harness,
+    bench,
+    doctor,
+):
     module.register(app)
 
 
