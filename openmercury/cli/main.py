@@ -24,7 +24,9 @@ from openmercury.cli import (
     evaluate,
     frontier,
     generate,
+    harness,
     importer,
+    likelihood,
     train,
 )  # fmt: skip
 
@@ -55,7 +57,21 @@ def _top(
     """`main` has taken --debug off the line already; it is declared for the help page."""
 
 
-for module in (demo, generate, chat, importer, train, evaluate, compare, frontier, arena, bench, doctor):
+for module in (
+    demo,
+    generate,
+    chat,
+    importer,
+    train,
+    evaluate,
+    compare,
+    frontier,
+    arena,
+    likelihood,
+    harness,
+    bench,
+    doctor,
+):
     module.register(app)
 
 
