@@ -7,9 +7,7 @@ memory on the device must be free before the next takes its share.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -49,6 +47,9 @@ def run(wanted: Wanted, words: Sequence[str]) -> int:
 
 def in_own_process(wanted: Wanted) -> int:
     """`eval_runs.run` in a process that ends with it; what it raises is raised here."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
     from openmercury.cli import eval_runs
 
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
