@@ -15,7 +15,7 @@ from openmercury.errors import DataError
 
 SUMS = "SHA256SUMS"
 
-# Origins, commits and licences are told in docs/evaluation.md.
+# Origins, commits and licences: docs/benchmarks.md.
 SHA256 = {
     "bigcodebench_hard/bigcodebench_hard.json.xz": "5e7a87ff1085eafb13b2d570277bcb53dba68201717b4fc987a3f2b86a23869c",
     "cruxeval/cruxeval.jsonl.xz": "8368b81047dc5014e4caf5a2f97604eff7644e0ecd7415e3ceeb184bbc2e0c96",

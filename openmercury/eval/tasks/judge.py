@@ -32,6 +32,8 @@ MBPP_SETS = (
     *("similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly", "larg_nnum"),
     *("intersection_array", "find_dissimilar", "Diff"),
 )
+# evalplus 0.3.1 takes the tests of this one for not run (its pull request 201 tells), and so fails every answer.
+NEVER_RIGHT = "humaneval/find_zero"
 MBPP_NOT_NONE = ("check_str", "text_match_three", "text_starta_endb")
 
 
@@ -91,8 +93,8 @@ def check_set(
 
 def right(result: Any, expected: Any, arguments: Sequence[Any], tolerance: float, task: str) -> bool:
     """Whether a result is what the reference gave, or as good by evalplus's exceptions."""
-    if task == "humaneval/find_zero":
-        return bool(abs(sum(factor * math.pow(result, i) for i, factor in enumerate(arguments[0]))) <= tolerance)
+    if task == NEVER_RIGHT:
+        return False
     equal = result == expected
     rules, _, name = task.partition("/")
     if rules == "mbpp":

@@ -25,7 +25,11 @@ from openmercury.eval.tasks.evalplus import FILES, EvalPlus
 from openmercury.eval.tasks.functions import complete
 from tests.eval.tasks.conftest import Judge
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.filterwarnings("ignore:invalid escape sequence"),
+]
 
 Sample = tuple[Problem, str, str]  # the problem, what was done to its solution, the answer
 

@@ -387,8 +387,8 @@ def canonical(name: str, row: Any) -> str:
     return f"Here it is:\n```python\n{prompt}{row['canonical_solution']}```\nDone."
 
 
-# Their own solutions fail by their own tests.
-KNOWN: dict[str, set[str]] = {}
+# Solutions of the data sets that their own judges fail; docs/benchmarks.md says why.
+KNOWN: dict[str, set[str]] = {"humaneval+": {"HumanEval/32"}, "humaneval-base": {"HumanEval/32"}}
 
 
 @pytest.mark.slow
