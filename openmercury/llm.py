@@ -142,7 +142,7 @@ class LLM:
         return _last(self.stream_chat(messages, params))
 
     def fill(self, prefix: str, suffix: str = "", params: SamplingParams | None = None) -> Output:
-        """Write what stands between two pieces of code."""
+        """Write what stands between two pieces of code; it ends where it begins to repeat the second."""
         return _last(self.stream_fill(prefix, suffix, params))
 
     def stream(self, prompt: str, params: SamplingParams | None = None, *, show_draft: bool = False) -> Iterator[Step]:
@@ -161,6 +161,8 @@ class LLM:
         self, prefix: str, suffix: str = "", params: SamplingParams | None = None, *, show_draft: bool = False
     ) -> Iterator[Step]:
         """One `Step` per forward of `fill`."""
+        params = params or SamplingParams()
+        params = params.model_copy(update={"stop": (*params.stop, *fim.suffix_stops(suffix))})
         ids = fim.render_fill(self.tokenizer, prefix, suffix)
         return self._steps(ids, params, (*self.config.eos_ids, *fim.stop_ids(self.tokenizer)), show_draft)
 

@@ -6,6 +6,7 @@ import pytest
 
 from openmercury.errors import EmptyPromptError, UnsupportedError
 from openmercury.text import fim
+from openmercury.text.stream import TextStream
 from openmercury.text.tokenizer import Tokenizer
 from tests.text import made
 
@@ -39,6 +40,36 @@ def test_stop_ids() -> None:
     assert stops[:2] == tokenizer.eos_ids
     assert set(stops) == {5, *tokenizer.special.values()} - {tokenizer.special["<|im_start|>"]}
     assert fim.stop_ids(made.sentencepiece()) == (2,)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "middle", "kept"),
+    [
+        ("\n    return total\n", "x += 1\n    return total\nprint(1)", "x += 1"),
+        ("\n\n    return total", "x += 1\n    return total", "x += 1"),  # fewer blank lines than the suffix
+        (")\n    return total", "x, y)\n    return total", "x, y"),  # and what closes the gap is not said twice
+        (")\n    return total", "x, y\n    return total", "x, y"),
+        (" + total", "x + total", "x"),
+        (
+            "    return total\n",
+            "    x += 1\n        return total\n    return total\n",
+            "    x += 1\n        return total",
+        ),
+        ("\n)\n", "x\n)\n", "x\n)\n"),  # no line that tells
+        (
+            "\n    return total\n",
+            "x\n        return total\n    y",
+            "x\n        return total\n    y",
+        ),  # another indentation
+    ],
+)
+def test_a_middle_ends_where_the_suffix_begins(suffix: str, middle: str, kept: str) -> None:
+    tokenizer = made.byte_level()
+    stream = TextStream(tokenizer, fim.suffix_stops(suffix))
+    for token in tokenizer.encode(middle):
+        stream.push([token])
+    stream.flush()
+    assert stream.text == kept
 
 
 def test_shipped(shipped: Tokenizer) -> None:

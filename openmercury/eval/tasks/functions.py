@@ -13,6 +13,7 @@ from pathlib import Path
 from openmercury.eval.tasks import data, judge
 from openmercury.eval.tasks.base import Chat, Continue, Fill, Problem, Program, Prompt, Style
 from openmercury.eval.tasks.extract import extract
+from openmercury.text import fim
 
 PROMPT = (
     "Please provide a self-contained Python script that solves the following problem in a markdown code block:\n"
@@ -93,15 +94,20 @@ class Infilling:
     def problems(self, folder: Path | None, style: Style) -> list[Problem]:
         """All gaps."""
         rows = data.read(folder, f"humaneval_infilling/HumanEval-{self.file}.jsonl.xz", (*FIELDS, "suffix"))
-        return [Problem(row["task_id"], Fill(row["prompt"], row["suffix"]), row) for row in rows]
+        return [Problem(row["task_id"], gap(row["prompt"], row["suffix"]), row) for row in rows]
 
     def program(self, problem: Problem, answer: str) -> Program:
         """The solution with the answer in its gap, and HumanEval's tests."""
         row = problem.row
-        gap = first_line(answer) if self.one_line else answer
+        middle = first_line(answer) if self.one_line else answer
         return judged_by_tests(
-            f"{row['prompt']}{gap}{row['suffix']}\n{row['test']}\ncheck({row['entry_point']})", SECONDS
+            f"{row['prompt']}{middle}{row['suffix']}\n{row['test']}\ncheck({row['entry_point']})", SECONDS
         )
+
+
+def gap(prefix: str, suffix: str) -> Fill:
+    """A gap whose answer ends where it begins to repeat what stands behind."""
+    return Fill(prefix, suffix, fim.suffix_stops(suffix))
 
 
 def first_line(answer: str) -> str:

@@ -209,7 +209,7 @@ def test_infilling(tmp_path: Path, judge: Judge) -> None:
     for kind in ("SingleLineInfilling", "RandomSpanInfillingLight"):
         write_rows(write_data(tmp_path), f"humaneval_infilling/HumanEval-{kind}.jsonl.xz", [made])
     asked = problem("humaneval-infilling-single-line", tmp_path, "fill")
-    assert asked.prompt == Fill(made["prompt"], "    return total\n")
+    assert asked.prompt == Fill(made["prompt"], "    return total\n", ("\n    return total",))
     right, more = "    total = sum(numbers) + 1", "\n    total = sum(numbers) + 1\n    total = 3\n"
     assert statuses(judge, "humaneval-infilling-single-line", asked, right, more, "") == ["passed", "passed", "failed"]
     asked = problem("humaneval-infilling-random-span", tmp_path, "fill")
