@@ -248,13 +248,16 @@ class LLM:
             if request.finish_reason == "error" and request.error is not None:
                 raise request.error
             output = None if request.finish_reason is None else _output(request, stream, seen, time.monotonic() - begin)
-            draft = self._draft(request) if show_draft and output is None else ()
+            draft: tuple[DraftPiece, ...] = ()
+            if show_draft and output is None:
+                draft = self.draft_pieces(self.engine.runner.drafts(request), request.params.mode)
             yield Step(stream.text, draft, request.forwards, request.finish_reason, output, len(request.completion))
 
-    def _draft(self, request: Request) -> tuple[DraftPiece, ...]:
-        mask, ids = self.engine.runner.mask_id, self.engine.runner.drafts(request)
-        if request.params.mode in ("verified", "auto"):
+    def draft_pieces(self, ids: Sequence[int], mode: Mode) -> tuple[DraftPiece, ...]:
+        """The active block or the drafts of a request of this mode, for display."""
+        if mode in ("verified", "auto"):
             return (DraftPiece(self.tokenizer.decode(ids), "draft"),) if ids else ()
+        mask = self.engine.runner.mask_id
         return tuple(
             DraftPiece("", "masked") if token == mask else DraftPiece(self.tokenizer.decode([token]), "draft")
             for token in ids

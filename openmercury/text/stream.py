@@ -34,6 +34,11 @@ class TextStream:
         data = b"".join(map(self._tokenizer.token_bytes, ids))
         return self._take(self._decoder.decode(data), final=False)
 
+    @property
+    def held(self) -> str:
+        """What may yet become a stop string, and so is not certain."""
+        return self._held
+
     def flush(self) -> str:
         """No more tokens come: returns what was held back, U+FFFD in place of a cut character."""
         return self._take(self._decoder.decode(b"", True), final=True)

@@ -1,0 +1,107 @@
+"""POST /v1/completions and /v1/fim/completions: text to continue, or the gap between two texts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from openmercury.errors import EmptyPromptError, OpenMercuryError
+from openmercury.server import errors
+from openmercury.server.errors import refused
+from openmercury.server.generation import Generation, Snapshots, begin
+from openmercury.server.request import check_model, choices, sampling
+from openmercury.server.schemas import CompletionRequest, FimRequest, Sampled
+from openmercury.server.stream import DONE, EventStream, event, while_connected
+from openmercury.text import fim
+from openmercury.text.tokenizer import Tokenizer
+
+router = APIRouter()
+
+MAX_TOKENS = 512
+FIM_STOP = ("\n\n", "\n \n")
+FIM_PRESENCE_PENALTY = 1.5
+
+
+@router.post("/completions")
+async def completions(request: Request, body: CompletionRequest) -> Response:
+    """Continue a text, or fill the gap before `suffix`."""
+    for name in ("echo", "logprobs"):
+        if getattr(body, name):
+            raise refused(name, "is not supported: leave it out", "unsupported_parameter")
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise refused("best_of", "is not supported but as n: leave it out", "unsupported_parameter")
+    return await _answer(request, body, body.prompt, body.suffix, {"max_tokens": MAX_TOKENS})
+
+
+@router.post("/fim/completions")
+async def fim_completions(request: Request, body: FimRequest) -> Response:
+    """Fill the gap between `prompt` and `suffix`; ends at an empty line unless `stop` says otherwise."""
+    defaults = {"max_tokens": MAX_TOKENS, "stop": FIM_STOP, "presence_penalty": FIM_PRESENCE_PENALTY}
+    return await _answer(request, body, body.prompt, body.suffix or "", defaults)
+
+
+async def _answer(
+    request: Request, body: Sampled, prompt: Any, suffix: str | None, defaults: dict[str, Any]
+) -> Response:
+    service, settings = request.app.state.service, request.app.state.settings
+    check_model(body.model, service, settings)
+    params = sampling(body, service, settings, **defaults)
+    tokenizer = service.llm.tokenizer
+    ids = await asyncio.to_thread(_ids, tokenizer, _one(prompt), suffix)
+    ends = None if suffix is None else (*service.llm.config.eos_ids, *fim.stop_ids(tokenizer))
+    generation = begin(request, body, ids, params, n=choices(body, settings), kind="text_completion", eos=ends)
+    if body.stream:
+        events = _events(generation, body, settings.snapshot_seconds)
+        return EventStream(events, lambda error: _failed(generation, error), settings.keep_alive_seconds)
+    texts = await while_connected(request.receive, generation.texts())
+    answers = [_choice(number, text, generation.finish[number]) for number, text in enumerate(texts)]
+    return JSONResponse({**generation.head, "choices": answers, "usage": generation.usage()})
+
+
+def _one(prompt: Any) -> str | list[int]:
+    """The one prompt; OpenAI's lists of prompts are taken when they hold one."""
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        if len(prompt) > 1:
+            raise refused("prompt", f"holds {len(prompt)} prompts: send one a request")
+        prompt = prompt[0]
+    return prompt  # type: ignore[no-any-return]  # the schema has checked it
+
+
+def _ids(tokenizer: Tokenizer, prompt: str | list[int], suffix: str | None) -> list[int]:
+    if suffix is not None:
+        if not isinstance(prompt, str):
+            raise refused("prompt", "is a list of token ids, which excludes suffix: send text")
+        return fim.render_fill(tokenizer, prompt, suffix)
+    if not prompt:
+        raise EmptyPromptError("the prompt is empty: give some text to continue")
+    return tokenizer.encode(prompt, special=True) if isinstance(prompt, str) else prompt
+
+
+# --- what is sent ----------------------------------------------------------------------------------------------------
+
+
+async def _events(generation: Generation, body: Sampled, seconds: float) -> AsyncGenerator[bytes]:
+    views = [Snapshots(generation.stop, seconds) for _ in generation.tokens] if body.diffusing else []
+    async for number, piece in generation.pieces():
+        if views:
+            shown = views[number].take(piece)
+            if shown is not None:
+                choice = _choice(number, shown[0], piece.finish_reason)
+                yield event({**generation.head, "choices": [choice], "diffusion_meta": shown[1]})
+        elif piece.text or piece.finish_reason is not None:
+            yield event({**generation.head, "choices": [_choice(number, piece.text, piece.finish_reason)]})
+    if body.include_usage:
+        yield event({**generation.head, "choices": [], "usage": generation.usage()})
+    yield DONE
+
+
+def _choice(number: int, text: str, finish: str | None) -> dict[str, Any]:
+    return {"index": number, "text": text, "logprobs": None, "finish_reason": finish}
+
+
+def _failed(generation: Generation, error: OpenMercuryError) -> bytes:
+    return event({**generation.head, "choices": [_choice(0, "", "length")]} | errors.of(error).body)

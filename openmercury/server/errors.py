@@ -1,0 +1,142 @@
+"""Every answer that is an error has OpenAI's shape, whatever went wrong: {"error": {message, type, param, code}}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from openmercury.errors import (
+    ConfigError,
+    ContextOverflowError,
+    EngineStoppedError,
+    InputError,
+    OpenMercuryError,
+    QueueFullError,
+    UnsupportedError,
+)
+from openmercury.log import get_logger
+
+SHOWN_CHARACTERS = 80
+
+
+class ApiError(Exception):
+    """An error with its place on the wire; `headers` go with it (Retry-After)."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        type: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.type, self.code, self.param = status, message, type, code, param
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What is sent."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def refused(param: str, why: str, code: str | None = "invalid_value") -> ApiError:
+    """400 for one parameter by name."""
+    return ApiError(400, f"{param} {why}", code=code, param=param)
+
+
+def overloaded(message: str, retry_after: float = 1.0) -> ApiError:
+    """503 with Retry-After in seconds."""
+    return ApiError(
+        503, message, "server_error", "overloaded", headers={"retry-after": str(max(1, round(retry_after)))}
+    )
+
+
+def of(error: OpenMercuryError) -> ApiError:
+    """The place on the wire of an error of ours."""
+    message = str(error)
+    if isinstance(error, ContextOverflowError):
+        return ApiError(400, message, code="context_length_exceeded", param="messages")
+    if isinstance(error, QueueFullError):
+        return overloaded(message)
+    if isinstance(error, EngineStoppedError):
+        return overloaded(message, retry_after=5)
+    if isinstance(error, (InputError, UnsupportedError, ConfigError)):
+        return ApiError(400, message)
+    return ApiError(500, message, "server_error")
+
+
+def respond(error: ApiError) -> JSONResponse:
+    """The response of an error."""
+    return JSONResponse(error.body, error.status, error.headers)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception in that shape."""
+
+    @app.exception_handler(ApiError)
+    async def ours(_: Request, error: ApiError) -> JSONResponse:
+        return respond(error)
+
+    @app.exception_handler(OpenMercuryError)
+    async def package(_: Request, error: OpenMercuryError) -> JSONResponse:
+        return respond(of(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return respond(explained(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        return respond(_of_http(request, error))
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> JSONResponse:
+        get_logger().error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return respond(ApiError(500, "internal error: the server's log has the details", "server_error"))
+
+
+def explained(found: Sequence[Mapping[str, Any]]) -> ApiError:
+    """400 for what validation found; the first problem is told, by the name of its parameter."""
+    first = found[0]
+    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    param = ".".join(where) or None
+    match first["type"]:
+        case "missing" if param is None:
+            return ApiError(400, "the request has no JSON body: send one, with Content-Type application/json")
+        case "missing":
+            return ApiError(400, f"{param} is missing", code="missing_required_parameter", param=param)
+        case "extra_forbidden":
+            return ApiError(400, f"{param} is not a parameter here", code="unknown_parameter", param=param)
+        case "json_invalid":
+            return ApiError(400, f"the body is no valid JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+        case "value_error":
+            return ApiError(400, str(first["ctx"]["error"]), code="invalid_value", param=param)
+    told = first["msg"].removeprefix("Input ")
+    return ApiError(
+        400, f"{param or 'the body'} {told}, got {_shown(first.get('input'))}", code="invalid_value", param=param
+    )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
+
+
+def _of_http(request: Request, error: HTTPException) -> ApiError:
+    path = f"{request.method} {request.url.path}"
+    if error.status_code == 404:
+        return ApiError(404, f"{path} does not exist: /openapi.json lists what does", code="not_found")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("allow", "")
+        return ApiError(405, f"{path} is not allowed: use {allowed or 'another method'}", headers=error.headers)
+    if error.status_code == 400:
+        return ApiError(400, "the body cannot be read as JSON: send UTF-8, not nested too deeply")
+    kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
+    return ApiError(error.status_code, str(error.detail), kind, headers=error.headers)

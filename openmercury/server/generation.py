@@ -1,0 +1,146 @@
+"""The answers of one request while they are written: pieces as they come, what they cost, and snapshots to look at."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import Request
+
+from openmercury.engine.params import SamplingParams
+from openmercury.server.schemas import Sampled
+from openmercury.server.service import Answer, Finish, Piece, Service
+
+MASK = "░"
+
+
+class Generation:
+    """`n` answers to one prompt. `head` opens every object that is sent."""
+
+    def __init__(
+        self, service: Service, ids: Sequence[int], params: SamplingParams, *, n: int, head: dict[str, Any], **more: Any
+    ) -> None:
+        """Queue them; raises as `Service.submit`. `more` is passed on to it."""
+        self.head, self.prompt_tokens, self.mode, self.stop = head, len(ids), params.mode, params.stop
+        self.begin, self.first_text = time.monotonic(), 0.0
+        self.tokens, self.forwards = [0] * n, [0] * n
+        self.finish: list[Finish | None] = [None] * n
+        self._answers = list[Answer]()
+        try:
+            for number in range(n):
+                each = params.model_copy(update={"seed": (params.seed + number) % 2**63})
+                self._answers.append(service.submit(ids, each, **more))
+        except BaseException:
+            self.abort()
+            raise
+
+    def abort(self) -> None:
+        """End all that have not ended."""
+        for answer in self._answers:
+            answer.abort()
+
+    async def pieces(self) -> AsyncGenerator[tuple[int, Piece]]:
+        """(index, piece) as they come; closing it aborts the answers."""
+        try:
+            async with aclosing(self._merged()) as merged:
+                async for number, piece in merged:
+                    self.tokens[number], self.forwards[number] = piece.tokens, piece.forwards
+                    self.finish[number] = piece.finish_reason
+                    if piece.text and not self.first_text:
+                        self.first_text = time.monotonic()
+                    yield number, piece
+        finally:
+            self.abort()
+
+    async def texts(self) -> list[str]:
+        """The whole text of each answer."""
+        parts: list[list[str]] = [[] for _ in self.tokens]
+        async with aclosing(self.pieces()) as pieces:
+            async for number, piece in pieces:
+                parts[number].append(piece.text)
+        return list(map("".join, parts))
+
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's nested shape and Mercury's flat one, with what only a diffusion decoder has to say."""
+        tokens, forwards = sum(self.tokens), sum(self.forwards)
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": tokens,
+            "total_tokens": self.prompt_tokens + tokens,
+            "reasoning_tokens": 0,
+            "cached_input_tokens": 0,
+            "completion_tokens_details": {"reasoning_tokens": 0},
+            "prompt_tokens_details": {"cached_tokens": 0},
+            "forwards": forwards,
+            "tokens_per_forward": round(tokens / max(1, forwards), 3),
+        }
+
+    async def _merged(self) -> AsyncGenerator[tuple[int, Piece]]:
+        if len(self._answers) == 1:
+            async for piece in self._answers[0]:
+                yield 0, piece
+            return
+        waiting = {asyncio.ensure_future(answer.next()): number for number, answer in enumerate(self._answers)}
+        try:
+            while waiting:
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    number, piece = waiting.pop(task), task.result()
+                    if piece.finish_reason is None:
+                        waiting[asyncio.ensure_future(self._answers[number].next())] = number
+                    yield number, piece
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def begin(
+    request: Request, body: Sampled, ids: Sequence[int], params: SamplingParams, *, n: int, kind: str, **more: Any
+) -> Generation:
+    """Queue the answers to a request and note them where the log and the meters look."""
+    prefix = "chatcmpl" if kind.startswith("chat") else "cmpl"
+    head = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": body.model}
+    watched = bool(body.diffusing or (body.realtime and body.stream))
+    generation = Generation(request.app.state.service, ids, params, n=n, head=head, draft=watched, **more)
+    request.state.generation = generation
+    return generation
+
+
+class Snapshots:
+    """The text of one answer as it stands after each forward, at most one every so many seconds, and the last.
+
+    `content` replaces all that was sent before. Beside it goes how much of it is settled.
+    """
+
+    def __init__(self, stop: Sequence[str], seconds: float) -> None:
+        self.text, self._stop, self._seconds = "", stop, seconds
+        self._sent, self._progress = float("-inf"), 0.0
+
+    def take(self, piece: Piece) -> tuple[str, dict[str, Any]] | None:
+        """(content, diffusion_meta), or None where the last one is too young."""
+        self.text += piece.text
+        final = piece.finish_reason is not None
+        now = time.monotonic()
+        if not final and now - self._sent < self._seconds:
+            return None
+        self._sent = now
+        draft = "".join(MASK if part.state == "masked" else part.text for part in piece.draft)
+        content = self.text + draft
+        ends = [end for stop in self._stop if (end := content.find(stop)) >= 0]
+        content = content[: max(len(self.text), min(ends, default=len(content)))]
+        # A share of an unknown length would be a guess: this is the settled share of what is shown, never going back.
+        self._progress = max(self._progress, min(0.99, len(self.text) / max(1, len(content))))
+        meta = {
+            "diffusion_progress": 1.0 if final else round(self._progress, 4),
+            "diffusion_content": True,
+            "settled_characters": len(self.text),
+            "draft": [{"text": part.text, "state": part.state} for part in piece.draft],
+            "tokens": piece.tokens,
+            "forwards": piece.forwards,
+        }
+        return content, meta

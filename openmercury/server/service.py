@@ -1,0 +1,116 @@
+"""One checkpoint behind one engine: prompts of token ids in, pieces of settled text out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from openmercury.engine.async_engine import AsyncEngine, Stream, Update
+from openmercury.engine.params import Mode, SamplingParams
+from openmercury.llm import LLM, DraftPiece
+from openmercury.text.stream import TextStream
+
+Finish = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What came since the last one: `text` can never change; `tokens` and `forwards` count from the start."""
+
+    text: str
+    tokens: int
+    forwards: int
+    draft: tuple[DraftPiece, ...]
+    finish_reason: Finish | None
+
+
+class Answer:
+    """The pieces of one answer, for one reader; ends behind the piece with a finish_reason, an error is raised.
+
+    `aclose`, or cancelling the task that awaits a piece, aborts the request within one step.
+    """
+
+    def __init__(self, llm: LLM, stream: Stream, stop: Sequence[str], ends: frozenset[int], mode: Mode) -> None:
+        self._llm, self._stream, self._ends, self._mode = llm, stream, ends, mode
+        self._text = TextStream(llm.tokenizer, stop)
+        self._tokens, self._ended = 0, False
+
+    def __aiter__(self) -> Answer:
+        return self
+
+    async def __anext__(self) -> Piece:
+        if self._ended:
+            raise StopAsyncIteration
+        return self._take(await anext(self._stream))
+
+    async def next(self) -> Piece:
+        """As `anext`, which is no coroutine and so can be no task."""
+        return await anext(self)
+
+    async def aclose(self) -> None:
+        """End the request."""
+        self.abort()
+
+    def abort(self) -> None:
+        """End the request."""
+        self._stream.abort()
+
+    def _take(self, update: Update) -> Piece:
+        text = ""
+        for token in update.tokens:
+            self._tokens += 1
+            if token not in self._ends:
+                text += self._text.push([token])
+            if self._text.finished_by_stop:
+                break
+        if update.finish_reason is not None:
+            text += self._text.flush()
+        finish: Finish | None = "length" if update.finish_reason == "deadline" else update.finish_reason  # type: ignore[assignment]  # errors were raised
+        if self._text.finished_by_stop:
+            finish = "stop"
+            self._stream.abort()
+        self._ended = finish is not None
+        draft: tuple[DraftPiece, ...] = ()
+        if update.draft and not self._ended:
+            draft = self._llm.draft_pieces(update.draft, self._mode)
+            if self._text.held:  # settled, but perhaps the beginning of a stop string
+                draft = (DraftPiece(self._text.held, "draft"), *draft)
+        return Piece(text, self._tokens, update.forwards, draft, finish)
+
+
+class Service:
+    """Owns the engine's thread. `name` is the model's id on the wire."""
+
+    def __init__(self, llm: LLM, name: str) -> None:
+        self.llm, self.name = llm, name
+        self.created = int(time.time())
+        self.engine = AsyncEngine(llm.engine)
+
+    @property
+    def drafts(self) -> bool:
+        """Has the checkpoint an adapter, without which only mode ar can run?"""
+        facts = self.llm.config.diffusion
+        return facts is not None and facts.adapter is not None
+
+    def submit(
+        self,
+        ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        eos: Sequence[int] | None = None,
+        draft: bool = False,
+        seed: Sequence[int] | None = None,
+        constraint: Any = None,
+    ) -> Answer:
+        """Queue a request; raises what `Engine.request` does, QueueFullError and EngineStoppedError."""
+        more = {name: given for name, given in (("seed", seed), ("constraint", constraint)) if given is not None}
+        stream = self.engine.submit(ids, params, eos, draft=draft, **more)
+        ends = frozenset(() if params.ignore_eos else self.llm.config.eos_ids if eos is None else eos)
+        return Answer(self.llm, stream, params.stop, ends, params.mode)
+
+    async def close(self, *, drain: bool = True) -> None:
+        """Refuse new requests, finish or fail those under way, and end the engine's thread."""
+        await asyncio.to_thread(self.engine.close, drain=drain)

@@ -1,0 +1,78 @@
+"""A tiny random model that speaks through a real tokenizer and chat template, and a real server in front of it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from openmercury.engine.config import EngineConfig
+from openmercury.engine.engine import Engine
+from openmercury.llm import LLM
+from openmercury.model.config import DiffusionFacts
+from openmercury.server.app import create_app
+from openmercury.server.service import Service
+from openmercury.server.settings import ServerSettings
+from tests import tiny
+from tests.text.made import byte_level
+
+MODEL = "openmercury-tiny"
+
+
+def llm(engine: EngineConfig | None = None, *, adapter: bool = True) -> LLM:
+    """Random weights of 384 tokens; a context of 512. Without files: what `LLM` would read is put in place."""
+    made = LLM.__new__(LLM)
+    made.tokenizer = byte_level()
+    ends = tuple(made.tokenizer.special[name] for name in ("<|im_end|>", "<|endoftext|>"))
+    facts = tiny.config().diffusion
+    assert facts is not None
+    facts = DiffusionFacts(**{**facts.model_dump(), "mask_id": 383})
+    made.config = tiny.config(adapter=adapter).model_copy(
+        update={"vocab_size": 384, "max_context": 512, "eos_ids": ends, "diffusion": facts if adapter else None}
+    )
+    made.folder, made.device, made.dtype = Path(MODEL), "cpu", "float64"
+    made.engine = Engine(tiny.network(of=made.config), engine or EngineConfig(max_requests=8, max_waiting=64))
+    return made
+
+
+@dataclass
+class Served:
+    """A running server."""
+
+    url: str
+    service: Service
+
+    def pages_free(self, seconds: float = 5.0) -> bool:
+        """Has the engine let go of everything?"""
+        engine, end = self.service.llm.engine, time.monotonic() + seconds
+        while engine.busy and time.monotonic() < end:
+            time.sleep(0.01)
+        engine.check_integrity()
+        return not engine.busy and engine.scheduler.pool.available == engine.scheduler.pool.capacity
+
+
+@contextlib.contextmanager
+def serving(model: LLM | None = None, **settings: Any) -> Iterator[Served]:
+    """The app behind uvicorn, on a free port of this machine."""
+    service = Service(model or llm(), MODEL)
+    app = create_app(service, ServerSettings(**settings))
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.005)
+    try:
+        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", service)
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
