@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -103,6 +103,8 @@ def pick_device(name: str) -> torch.device:
 class LLM:
     """A loaded checkpoint with its tokenizer and engine.
 
+    `engine_changes` are settings of `EngineConfig` beside those that suit the machine.
+
     A request that fails (`errors.RequestFailedError`) raises where it was the only one; among others it is an `Output`
     with finish_reason "error", so that the rest of the batch is not lost.
     """
@@ -114,6 +116,7 @@ class LLM:
         device: str = "auto",
         dtype: str = "auto",
         engine: EngineConfig | None = None,
+        engine_changes: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> None:
         folder = default_model() if model is None else Path(model)
@@ -128,9 +131,10 @@ class LLM:
         self.folder, self.device, self.dtype = folder, str(on), chosen.dtype
         self.tokenizer = Tokenizer.load(folder)
         kind = FORMATS[chosen.dtype]
+        settings = EngineConfig.model_validate({**chosen.engine.model_dump(), **(engine_changes or {})})
         network = load_model(folder, dtype=kind.dtype, device=on, config=self.config, progress=progress)
         pack_as(kind, network)
-        self.engine = Engine(network, chosen.engine)
+        self.engine = Engine(network, settings)
         self.load_seconds = time.monotonic() - begin
 
     def generate(self, prompt: str, params: SamplingParams | None = None) -> Output:

@@ -27,6 +27,7 @@ from openmercury.cli import (
     harness,
     importer,
     likelihood,
+    serve,
     train,
 )  # fmt: skip
 
@@ -61,6 +62,7 @@ for module in (
     demo,
     generate,
     chat,
+    serve,
     importer,
     train,
     evaluate,

@@ -98,6 +98,11 @@ class AsyncEngine:
             self._inbox.put(mailbox)
         return Stream(mailbox)
 
+    @property
+    def stopped(self) -> EngineStoppedError | None:
+        """Why it takes no more requests: it was closed, or broke down."""
+        return self._stopped
+
     def close(self, *, drain: bool = True) -> None:
         """Refuse new requests, finish those under way or (without `drain`) fail them, and end the thread.
 

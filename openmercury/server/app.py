@@ -5,20 +5,33 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 
 import openmercury
 from openmercury.server import chat, completions, errors, models
+from openmercury.server.auth import Door
+from openmercury.server.guard import Guard
+from openmercury.server.limits import Room
+from openmercury.server.metrics import Meters
 from openmercury.server.service import Service
 from openmercury.server.settings import ServerSettings
 
+status = APIRouter()
+
 # Each family of endpoints is a router of its own file; all are served under /v1, and under /v1/v1 because Mercury's
 # client adds /v1 to a base URL that may have it already.
-ROUTERS: tuple[APIRouter, ...] = (models.router, chat.router, completions.router)
+API: tuple[APIRouter, ...] = (models.router, chat.router, completions.router)
+ROOT: tuple[APIRouter, ...] = (status,)
 
 
 def create_app(service: Service, settings: ServerSettings) -> FastAPI:
-    """The application; it owns `service` and closes it when it is shut down."""
+    """The application; it owns `service` and closes it when it is shut down.
+
+    Raises ConfigError for a public address without keys, and for a key file that is missing or broken.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -33,19 +46,41 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
         docs_url=None,  # its pages load scripts from elsewhere
         redoc_url=None,
     )
-    app.state.service, app.state.settings = service, settings
+    room = Room(settings)
+    meters = Meters(service, room)
+    app.state.service, app.state.settings, app.state.meters = service, settings, meters
     errors.install(app)
-    for router in ROUTERS:
+    for router in API:
         app.include_router(router, prefix="/v1")
         app.include_router(router, prefix="/v1/v1", include_in_schema=False)
-    app.include_router(status)
+    for router in ROOT:
+        app.include_router(router)
+    app.add_middleware(Guard, settings=settings, door=Door(settings), room=room, meters=meters)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+        )
     return app
 
 
-status = APIRouter()
-
-
 @status.get("/health")
-async def health() -> dict[str, str]:
-    """The process answers."""
-    return {"status": "ok"}
+async def health(request: Request) -> Response:
+    """200 while the engine lives; a supervisor starts the server anew otherwise."""
+    return _state("ok", request.app.state.service.stopped)
+
+
+@status.get("/ready")
+async def ready(request: Request) -> Response:
+    """200 while another request would be taken."""
+    service: Service = request.app.state.service
+    return _state("ready", service.stopped or (None if service.has_room else "the queue is full"))
+
+
+@status.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Counts and times, for Prometheus."""
+    return Response(request.app.state.meters.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _state(word: str, why: str | None) -> JSONResponse:
+    return JSONResponse({"status": word}) if why is None else JSONResponse({"status": why}, 503)

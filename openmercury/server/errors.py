@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,9 +21,9 @@ from openmercury.errors import (
     QueueFullError,
     UnsupportedError,
 )
-from openmercury.log import get_logger
 
 SHOWN_CHARACTERS = 80
+LABEL = re.compile(r"str|int|float|bool|(list|dict)\[.*|constrained-.*|function-.*")
 
 
 class ApiError(Exception):
@@ -96,16 +98,11 @@ def install(app: FastAPI) -> None:
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         return respond(_of_http(request, error))
 
-    @app.exception_handler(Exception)
-    async def bug(request: Request, error: Exception) -> JSONResponse:
-        get_logger().error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return respond(ApiError(500, "internal error: the server's log has the details", "server_error"))
-
 
 def explained(found: Sequence[Mapping[str, Any]]) -> ApiError:
     """400 for what validation found; the first problem is told, by the name of its parameter."""
     first = found[0]
-    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    where = _names(first)
     param = ".".join(where) or None
     match first["type"]:
         case "missing" if param is None:
@@ -117,11 +114,21 @@ def explained(found: Sequence[Mapping[str, Any]]) -> ApiError:
         case "json_invalid":
             return ApiError(400, f"the body is no valid JSON: {first.get('ctx', {}).get('error', first['msg'])}")
         case "value_error":
-            return ApiError(400, str(first["ctx"]["error"]), code="invalid_value", param=param)
-    told = first["msg"].removeprefix("Input ")
-    return ApiError(
-        400, f"{param or 'the body'} {told}, got {_shown(first.get('input'))}", code="invalid_value", param=param
-    )
+            return complaint(str(first["ctx"]["error"]), param)
+    kinds = dict.fromkeys(details["msg"].removeprefix("Input ") for details in found if _names(details) == where)
+    told = f"{param or 'the body'} {' or '.join(kinds)}, got {_shown(first.get('input'))}"
+    return ApiError(400, told, code="invalid_value", param=param)
+
+
+def _names(details: Mapping[str, Any]) -> list[str]:
+    """Names that were sent, without the labels of union members behind them, such as "str" or "list[TextPart]"."""
+    inside = [str(part) for part in details["loc"] if part not in ("body", "query", "path")]
+    return list(itertools.takewhile(lambda part: not LABEL.fullmatch(part), inside))
+
+
+def complaint(told: str, param: str | None = None) -> ApiError:
+    """400 in words of ours, which begin with the parameter's name."""
+    return ApiError(400, told, code="invalid_value", param=param or told.split(maxsplit=1)[0])
 
 
 def _shown(value: object) -> str:
@@ -134,7 +141,7 @@ def _of_http(request: Request, error: HTTPException) -> ApiError:
     if error.status_code == 404:
         return ApiError(404, f"{path} does not exist: /openapi.json lists what does", code="not_found")
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("allow", "")
+        allowed = (error.headers or {}).get("Allow", "")
         return ApiError(405, f"{path} is not allowed: use {allowed or 'another method'}", headers=error.headers)
     if error.status_code == 400:
         return ApiError(400, "the body cannot be read as JSON: send UTF-8, not nested too deeply")

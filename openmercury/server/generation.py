@@ -79,6 +79,19 @@ class Generation:
             "tokens_per_forward": round(tokens / max(1, forwards), 3),
         }
 
+    def facts(self) -> dict[str, Any]:
+        """What the log says of it."""
+        first = round(self.first_text - self.begin, 4) if self.first_text else None
+        return {
+            "answer": self.head["id"],
+            "mode": self.mode,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": sum(self.tokens),
+            "forwards": sum(self.forwards),
+            "first_text_seconds": first,
+            "finish": self.finish,
+        }
+
     async def _merged(self) -> AsyncGenerator[tuple[int, Piece]]:
         if len(self._answers) == 1:
             async for piece in self._answers[0]:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from openmercury.config import explain
 from openmercury.engine.params import SamplingParams
-from openmercury.server.errors import ApiError, refused
+from openmercury.server.errors import ApiError, complaint, refused
 from openmercury.server.schemas import Sampled
 from openmercury.server.service import Service
 from openmercury.server.settings import ServerSettings
@@ -38,7 +38,7 @@ def sampling(body: Sampled, service: Service, settings: ServerSettings, **defaul
     given = {**defaults, **{name: value for name, value in named.items() if value is not None}}
     given |= _policy(body, given, service, settings)
     if body.stop is not None:
-        given["stop"] = body.stops
+        given["stop"] = tuple(body.stop)
     if given.get("top_p") == 0:  # OpenAI's way to say greedy
         given |= {"top_p": 1.0, "top_k": 1}
     given["top_k"] = max(0, given.get("top_k", 0))
@@ -47,7 +47,7 @@ def sampling(body: Sampled, service: Service, settings: ServerSettings, **defaul
     try:
         return SamplingParams(**{"temperature": settings.temperature, "max_tokens": settings.max_tokens, **given})
     except ValidationError as error:
-        raise ApiError(400, explain(error, SamplingParams), code="invalid_value") from None
+        raise complaint(explain(error, SamplingParams)) from None
 
 
 def _policy(body: Sampled, given: dict[str, Any], service: Service, settings: ServerSettings) -> dict[str, Any]:

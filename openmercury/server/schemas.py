@@ -1,4 +1,4 @@
-"""What a request may hold. A field is honoured or refused by name; those of LABELS are taken for the client's own sake.
+"""What a request may hold. A field is honoured or refused by name; from `user` on they are the client's own.
 
 Engine settings (`mode`, `threshold`, …) stand at the top level, or in an object under the literal key `extra_body`, as
 Mercury's client sends them. Values are taken as their JSON type says: "0.5" is no number.
@@ -6,15 +6,19 @@ Mercury's client sends them. Values are taken as their JSON type says: "0.5" is 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from openmercury.engine.params import Mode
 
 Effort = Literal["none", "minimal", "instant", "low", "medium", "high", "xhigh"]
-Stop = Annotated[str, Field(min_length=1)]
 MAX_STOPS = 16
+Stops = Annotated[
+    list[Annotated[str, Field(min_length=1)]],
+    Field(max_length=MAX_STOPS),
+    BeforeValidator(lambda given: [given] if isinstance(given, str) else given, json_schema_input_type=str | list[str]),
+]
 LARGEST = 2**31
 
 
@@ -41,7 +45,7 @@ class Sampled(BaseModel):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop: Stops | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -69,8 +73,6 @@ class Sampled(BaseModel):
     prompt_cache_key: str | None = None
     service_tier: Literal["auto", "default"] | None = None
 
-    LABELS: ClassVar = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier")
-
     @model_validator(mode="before")
     @classmethod
     def _merged(cls, given: Any) -> Any:
@@ -94,11 +96,6 @@ class Sampled(BaseModel):
         if self.diffusing and not self.stream:
             raise ValueError("diffusing goes with stream: true only")
         return self
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """The stop strings."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def include_usage(self) -> bool:

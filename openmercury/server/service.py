@@ -95,6 +95,16 @@ class Service:
         facts = self.llm.config.diffusion
         return facts is not None and facts.adapter is not None
 
+    @property
+    def stopped(self) -> str | None:
+        """Why no request will be answered any more, if so."""
+        return None if self.engine.stopped is None else str(self.engine.stopped)
+
+    @property
+    def has_room(self) -> bool:
+        """Would another request be taken?"""
+        return self.llm.engine.scheduler.room > 0
+
     def submit(
         self,
         ids: Sequence[int],

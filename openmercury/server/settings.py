@@ -44,6 +44,7 @@ class ServerSettings(BaseSettings):
     tokens_per_minute: Positive | None = None
     body_bytes: Positive = 8 * 2**20
     body_seconds: Seconds = 30.0
+    send_seconds: Seconds = 60.0
     max_concurrent: Positive = 512
     max_concurrent_per_key: Positive | None = None
     max_waiting: Positive = 256
@@ -52,4 +53,5 @@ class ServerSettings(BaseSettings):
     drain_seconds: Seconds = 30.0
     keep_alive_seconds: Seconds = 10.0
     snapshot_seconds: Annotated[float, Field(ge=0)] = 0.05
+    cors_origins: tuple[str, ...] = ()
     log_format: Literal["text", "json"] = "json"
