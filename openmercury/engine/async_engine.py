@@ -17,6 +17,7 @@ import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from openmercury.engine.constraint import Constraint
 from openmercury.engine.engine import Engine
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import FinishReason, Request
@@ -94,9 +95,11 @@ class AsyncEngine:
         *,
         draft: bool = False,
         seed: Sequence[int] | None = None,
+        constraint: Constraint | None = None,
     ) -> Stream:
         """Queue a request, from any thread; raises as `Engine.request`, QueueFullError and EngineStoppedError."""
-        mailbox = _Mailbox(self.engine.request(prompt, params, eos, seed=seed), draft, self._inbox)
+        request = self.engine.request(prompt, params, eos, seed=seed, constraint=constraint)
+        mailbox = _Mailbox(request, draft, self._inbox)
         with self._gate:
             if self._stopped is not None:
                 raise self._stopped.with_traceback(None)
