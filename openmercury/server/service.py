@@ -116,7 +116,9 @@ class Service:
         constraint: Any = None,
     ) -> Answer:
         """Queue a request; raises what `Engine.request` does, QueueFullError and EngineStoppedError."""
-        more = {name: given for name, given in (("seed", seed), ("constraint", constraint)) if given is not None}
+        more: dict[str, Any] = {
+            name: given for name, given in (("seed", seed), ("constraint", constraint)) if given is not None
+        }
         stream = self.engine.submit(ids, params, eos, draft=draft, **more)
         ends = frozenset(() if params.ignore_eos else self.llm.config.eos_ids if eos is None else eos)
         return Answer(self.llm, stream, params.stop, ends, params.mode)

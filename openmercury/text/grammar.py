@@ -1,7 +1,7 @@
 """Grammars over tokens: what an answer may become, from a JSON schema, a regular expression or a Lark grammar.
 
 llguidance compiles them and follows a text; here it meets our tokenizer, the limits a server needs, and the engine,
-whose `Constraint` a `Follower` is. Compiling may take seconds of one core, so it belongs on no event loop and not on
+whose `Constraint` a `Follower` is. Compiling may take a second of one core, so it belongs on no event loop and not on
 the engine's thread.
 """
 
@@ -24,10 +24,12 @@ Kind = Literal["json_schema", "regex", "lark"]
 
 # Between the tokens of JSON: nothing, a space, or a new line with its indent; a model that hesitates writes no more.
 WHITESPACE = r"\x20?|\x0A[\x20\x09]{0,40}"
-LONGEST = 1 << 18  # characters of a grammar
+LONGEST = 1 << 17  # characters of a grammar
 NAMES = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar"}
-# Fuel bounds the work of a step (about 15 ms), states and items bound memory.
-LIMITS = llguidance.LLParserLimits(max_lexer_states=20_000, initial_lexer_fuel=500_000, verbose_errors=False)
+# Their defaults let a schema of 10⁴ properties compile for seconds: a sixth of a second is enough for 1500.
+LIMITS = llguidance.LLParserLimits(
+    max_grammar_size=20_000, initial_lexer_fuel=300_000, max_lexer_states=20_000, verbose_errors=False
+)
 
 
 class Grammars:
@@ -36,7 +38,7 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, eos_ids: Collection[int], *, most: int = 64) -> None:
         """`eos_ids` end an answer: the model's own, which the engine stops at."""
         self._tokenizer, self._eos, self._most = tokenizer, frozenset(eos_ids), most
-        self._lock = threading.Lock()
+        self._lock, self._compiling = threading.Lock(), threading.Lock()
         self._core: llguidance.LLTokenizer | None = None
         self._known: OrderedDict[tuple[str, str], llguidance.LLMatcher] = OrderedDict()
 
@@ -54,21 +56,24 @@ class Grammars:
             if self._core is None:
                 self._core = _core(self._tokenizer, self._eos)
         if matcher is None:
-            matcher = _compiled(self._core, kind, grammar)
+            with self._compiling:  # one at a time: they shall not take all cores from what runs
+                matcher = _compiled(self._core, kind, grammar)
         with self._lock:
             self._known[key] = matcher
             self._known.move_to_end(key)
             if len(self._known) > self._most:
                 self._known.popitem(last=False)
-            return Follower(matcher.deep_copy(), self._eos, self._core.vocab_size, forced=forced)
+            return Follower(matcher.deep_copy(), self._eos, self._core, forced=forced)
 
 
 class Follower:
     """A place in the text of one answer: the engine's `Constraint`."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, eos: Collection[int], vocabulary: int, *, forced: bool) -> None:
+    def __init__(
+        self, matcher: llguidance.LLMatcher, eos: Collection[int], core: llguidance.LLTokenizer, *, forced: bool
+    ) -> None:
         self._matcher, self._eos, self._forced, self._ended = matcher, eos, forced, False
-        self._words = -(-vocabulary // 32)
+        self._core, self._words = core, -(-core.vocab_size // 32)
 
     @property
     def finished(self) -> bool:
@@ -106,6 +111,12 @@ class Follower:
             if not self._ended:
                 self._matcher.consume_token(token)
         self._check()
+
+    def reads(self, text: str) -> bool:
+        """Is this, behind what is committed, a whole text? Nothing changes."""
+        tokens = self._core.tokenize_str(text)
+        matcher = self._matcher.deep_copy()
+        return matcher.try_consume_tokens(tokens) == len(tokens) and bool(matcher.is_accepting())
 
     def _fill(self, row: NDArray[np.int32]) -> None:
         """Write what may come next into a row of at least as many words as the tokenizer's tokens need."""
@@ -169,7 +180,7 @@ def _compiled(core: llguidance.LLTokenizer, kind: Kind, grammar: str) -> llguida
         matcher.compute_bitmask()
     except ValueError as error:
         raise InputError(f"the {NAMES[kind]} cannot be used ({_reason(str(error))}): mend it") from None
-    if matcher.stop_reason() == "NoExtensionBias":
+    if matcher.is_error() and matcher.get_error().startswith("NoExtension"):
         raise InputError(f"no text fulfils the {NAMES[kind]}: mend it")
     if matcher.is_error():
         raise InputError(f"the {NAMES[kind]} cannot be used ({_reason(matcher.get_error())}): mend it")
@@ -178,6 +189,8 @@ def _compiled(core: llguidance.LLTokenizer, kind: Kind, grammar: str) -> llguida
 
 def _reason(message: str) -> str:
     """The first sentence of what llguidance says; the rest shows its insides."""
+    if message.startswith("panic"):  # an assertion of its own, about sizes
+        return "it is too large"
     lines = message.replace("<non-verbose/>", "").strip().split("\n")
     line = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
     return line[:200] or "no reason was given"
