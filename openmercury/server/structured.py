@@ -298,9 +298,11 @@ class Reader:
 
     def end(self, finish_reason: str) -> tuple[list[dict[str, Any]], str]:
         """No more comes: the last deltas, and the finish_reason on the wire."""
-        rest = [] if self._inside or self.calls else self._said(self._held)
         if finish_reason == "stop" and self._structured.stops and not self._structured.whole(self._text):
             finish_reason = "length"
+        # What was cut in the midst of <tool_call> was to be a call.
+        cut = 0 if finish_reason == "stop" else begun(self._held, [OPEN])
+        rest = [] if self._inside or self.calls else self._said(self._held[: len(self._held) - cut])
         return rest, "tool_calls" if finish_reason == "stop" and self.calls else finish_reason
 
     def snapshot(self, draft: str) -> str:
