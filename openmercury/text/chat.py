@@ -75,11 +75,23 @@ def _check(messages: Sequence[Mapping[str, Any]]) -> None:
             raise InputError(f"message {number} has {min(unknown)!r}, which is not supported: leave it out")
         if re.search("[\ud800-\udfff]", content or ""):
             raise InputError(f"message {number} holds half of a surrogate pair: send valid Unicode")
-        calls |= {call.get("id") for call in message.get("tool_calls") or ()}
+        for call in message.get("tool_calls") or ():
+            calls.add(_checked(call, number).get("id"))
         if message.get("tool_call_id") is not None and message["tool_call_id"] not in calls:
             raise InputError(f"message {number} answers a tool call that was not made: give the id of one that was")
     if not any((message["content"] or "").strip() or message.get("tool_calls") for message in messages):
         raise EmptyPromptError("the conversation is empty: write what you want")
+
+
+def _checked(call: Any, number: int) -> Mapping[str, Any]:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not all(
+        isinstance(function.get(key), str) for key in ("name", "arguments")
+    ):
+        raise InputError(
+            f"message {number} has a tool call without a function's name and arguments: give both as strings"
+        )
+    return call
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,6 +130,8 @@ def _broken(content: Any, names: Sequence[str]) -> Any:
         return [_broken(value, names) for value in content]
     if not isinstance(content, str):
         return content
+    if re.search("[\ud800-\udfff]", content):
+        raise InputError("a tool or a call of one holds half of a surrogate pair: send valid Unicode")
     if any(name in content for name in names):
         content = re.sub(rf"(?s)(?=(?:{_any(names)}))(.)", rf"\1{BREAK}", content)
     return content + BREAK if begun(content, names) else content
