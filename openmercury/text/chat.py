@@ -84,14 +84,10 @@ def _check(messages: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _checked(call: Any, number: int) -> Mapping[str, Any]:
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not all(
-        isinstance(function.get(key), str) for key in ("name", "arguments")
-    ):
-        raise InputError(
-            f"message {number} has a tool call without a function's name and arguments: give both as strings"
-        )
-    return call
+    match call:
+        case {"function": {"name": str(), "arguments": str()}}:
+            return dict(call)
+    raise InputError(f"message {number} has a tool call without a function's name and arguments: give both as text")
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
