@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from openmercury.diffusion.sample import NO_TOKEN, Choice, Penalties, RowParams, Sampling, choose, penalise, restrict
+from openmercury.diffusion.sample import NO_TOKEN, Sampling
 from openmercury.engine import modes
 from openmercury.engine.cache import GatherAttend, PagedCache, slots_of
 from openmercury.engine.config import DEFAULT_EDIT_BELOW, DEFAULT_THRESHOLD, ROW_BUCKETS, EngineConfig, bucket
 from openmercury.engine.constraint import Words
+from openmercury.engine.head import Head
 from openmercury.engine.modes import ForwardBatch, Shape
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
@@ -328,53 +329,11 @@ class Runner:
             penalties = self.slots.penalties(rows, end_RM, self.model.config.vocab_size)
         statistics = shape.mode == "diffusion"
         with timed_head(self.stats):
-            if allowed_RCW is None:
-                choice = self._choose(hidden_RMD.flatten(0, 1), params, penalties, sampling, None, statistics)
-            else:
-                allowed_RCW = allowed_RCW[:, :columns]
-                choice = self._choose_apart(hidden_RMD, params, penalties, sampling, allowed_RCW, statistics)
+            head = Head(self.model, self.config.head_rows, sampling, statistics)
+            choice = head.choose(
+                hidden_RMD, params, penalties, None if allowed_RCW is None else allowed_RCW[:, :columns]
+            )
         modes.apply(self.slots, rows, shape, batch, choice, self.mask_id)
-
-    def _choose_apart(
-        self,
-        hidden_RMD: Tensor,
-        params: RowParams,
-        penalties: Penalties | None,
-        sampling: Sampling,
-        allowed_RCW: Tensor,
-        statistics: bool,
-    ) -> Choice:
-        """The first C columns, which are clean, choose among what is allowed; those behind draft freely."""
-        r, m, c = *hidden_RMD.shape[:2], allowed_RCW.shape[1]
-        index_RM, hidden_MD = torch.arange(r * m, device=self.device).view(r, m), hidden_RMD.flatten(0, 1)
-        parts = []
-        for index_RN, allowed in ((index_RM[:, :c], allowed_RCW.flatten(0, 1)), (index_RM[:, c:], None)):
-            if index_RN.numel():
-                n = index_RN.flatten()
-                counted = None if penalties is None else penalties.rows(n)
-                part = self._choose(hidden_MD[n], params.rows(n), counted, sampling, allowed, statistics)
-                parts.append([field.view(index_RN.shape) for field in part])
-        return Choice(*(torch.cat(field, dim=1).flatten() for field in zip(*parts, strict=True)))
-
-    def _choose(
-        self,
-        hidden_MD: Tensor,
-        params: RowParams,
-        penalties: Penalties | None,
-        sampling: Sampling,
-        allowed_MW: Tensor | None,
-        statistics: bool,
-    ) -> Choice:
-        parts = []
-        for begin in range(0, len(hidden_MD), self.config.head_rows):
-            rows = slice(begin, begin + self.config.head_rows)
-            logits_MV = self.model.logits(hidden_MD[rows])
-            if penalties is not None:
-                logits_MV = penalise(logits_MV, penalties.rows(rows))
-            if allowed_MW is not None:
-                logits_MV = restrict(logits_MV, allowed_MW[rows])
-            parts.append(choose(logits_MV, params.rows(rows), sampling, statistics=statistics))
-        return Choice(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
     def _attend(self, batch: ForwardBatch, rows: Tensor, *, noisy: bool) -> Attend:
         pages_RP = self.slots.pages[rows]

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from openmercury.diffusion import reference
+from openmercury.diffusion.sample import Sampling
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.constraint import Words
 from openmercury.engine.engine import Engine
+from openmercury.engine.modes import Shape
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
 from openmercury.errors import InputError, RequestFailedError
 from tests import tiny
-from tests.engine.test_engine import RandomPolicy, with_policy
+from tests.engine.test_engine import NoNumbers, RandomPolicy, with_policy
 
 MODEL = tiny.network()
 EOS = tiny.EOS
@@ -220,6 +224,29 @@ def test_a_grammar_that_breaks_ends_its_own_request() -> None:
     engine.check_integrity()
 
 
-def test_ignore_eos_is_refused() -> None:
+def test_what_does_not_go_with_a_grammar_is_refused() -> None:
+    walk = Walk(Chain([5]), forced=False)
     with pytest.raises(InputError, match="ignore_eos"):
-        Engine(MODEL).request([7], SamplingParams(ignore_eos=True), constraint=Walk(Chain([5]), forced=False))
+        Engine(MODEL).request([7], SamplingParams(ignore_eos=True), constraint=walk)
+    with pytest.raises(InputError, match="seed"):
+        Engine(MODEL).request([7], SamplingParams(), seed=[1, 2], constraint=walk)
+
+
+@pytest.mark.parametrize("mode", ["ar", "verified", "diffusion"])
+def test_a_constrained_forward_copies_no_number_from_the_host(mode: str) -> None:
+    engine = Engine(MODEL)
+    decode = engine.runner._decode
+
+    def watched(shape: Shape, sampling: Sampling, forwards: int) -> Any:
+        def run(rows: Tensor) -> Tensor:
+            with NoNumbers():
+                return decode(shape, sampling, forwards)(rows)
+
+        return run
+
+    engine.runner._decode = watched  # type: ignore[method-assign]
+    params = SamplingParams.model_validate({"mode": mode, "max_tokens": 6})
+    walks = [Walk(Chain([5, 6, 9, 2]), forced=True) for _ in range(2)]  # values of one row would lose their axis
+    requests = [engine.request([7], params, constraint=walk) for walk in walks]
+    list(engine.generate(requests))
+    assert [(request.error, body(request.completion)) for request in requests] == [(None, [5, 6, 9, 2])] * 2
