@@ -20,7 +20,7 @@ TASK = "You are an expert Python programmer, and here is your task: {text} Your 
 CHAT = TASK + "```python\n{tests}\n```"
 SHOT = TASK + "{tests}\n[BEGIN]\n"
 STOP = ("[DONE]",)
-SECONDS = 10.0  # the paper sets none; its slowest solution, of task 123, takes about 4
+SECONDS = 20.0  # the paper sets none; its slowest solution, of task 123, took 9 on a busy machine of 2 cores
 
 
 @dataclass(frozen=True)
