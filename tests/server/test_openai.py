@@ -38,6 +38,18 @@ def test_chat_is_whole_and_counts_its_cost(client: openai.OpenAI) -> None:
     assert extra["tokens_per_forward"] == round(20 / extra["forwards"], 3)
 
 
+def test_a_prompt_seen_before_is_cached(client: openai.OpenAI) -> None:
+    long: Any = {**ASK, "messages": [{"role": "user", "content": "a prompt that nobody else has sent " * 3}]}
+    counts = []
+    for _ in range(2):
+        usage = client.chat.completions.create(**long).usage
+        assert usage is not None
+        assert usage.prompt_tokens_details is not None
+        counts.append(usage.prompt_tokens_details.cached_tokens)
+    assert counts[0] == 0
+    assert counts[1] == (usage.prompt_tokens - 1) // 16 * 16
+
+
 def test_a_stream_joins_to_the_whole_answer(client: openai.OpenAI) -> None:
     whole = client.chat.completions.create(**ASK)
     chunks = list(client.chat.completions.create(**ASK, stream=True, stream_options={"include_usage": True}))

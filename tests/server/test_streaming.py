@@ -116,9 +116,9 @@ def test_a_fault_in_the_middle_never_passes_for_an_end() -> None:
             assert whole.status_code == 500
             assert whole.json()["error"]["message"] == "the logits are NaN: try float32"
             seen = list[bytes]()
-            with http.stream("POST", CHAT, json={**ASK, "stream": True}) as answer:
-                with pytest.raises(httpx.RemoteProtocolError):
-                    seen.extend(answer.iter_raw())
+            sent = http.stream("POST", CHAT, json={**ASK, "stream": True})
+            with sent as answer, pytest.raises(httpx.RemoteProtocolError):
+                seen.extend(answer.iter_raw())
         last = json.loads(frames(b"".join(seen).decode())[-1])
         assert last["error"]["message"] == "the logits are NaN: try float32"
         assert last["choices"][0]["finish_reason"] == "length"
