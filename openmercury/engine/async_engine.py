@@ -33,6 +33,7 @@ class Update(NamedTuple):
     forwards: int
     draft: list[int]
     finish_reason: FinishReason | None
+    cached: int = 0  # tokens of the prompt that needed no reading
 
 
 class Stream:
@@ -199,7 +200,7 @@ class _Mailbox:
             unread = [] if self._news is None else self._news.tokens
             new = request.tokens[self._sent :]
             self._sent += len(new)
-            self._news = Update([*unread, *new], request.forwards, draft, request.finish_reason)
+            self._news = Update([*unread, *new], request.forwards, draft, request.finish_reason, request.cached)
             self._wake()
 
     async def read(self) -> Update:

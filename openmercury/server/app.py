@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import AsyncIterator
 
+import uvicorn
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
@@ -45,6 +47,7 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # its pages load scripts from elsewhere
         redoc_url=None,
+        responses={"default": {"model": errors.ErrorAnswer, "description": "An error, in OpenAI's shape."}},
     )
     room = Room(settings)
     meters = Meters(service, room)
@@ -61,6 +64,19 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
         )
     return app
+
+
+def web_server(app: FastAPI, settings: ServerSettings) -> uvicorn.Server:
+    """What speaks HTTP for it. On SIGTERM it takes no more connections and lets answers be finished, for a while."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
+        )
+    )
 
 
 @status.get("/health")

@@ -17,7 +17,7 @@ from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
 from openmercury.llm import LLM
 from openmercury.model.config import DiffusionFacts
-from openmercury.server.app import create_app
+from openmercury.server.app import create_app, web_server
 from openmercury.server.service import Service
 from openmercury.server.settings import ServerSettings
 from tests import tiny
@@ -48,6 +48,7 @@ class Served:
 
     url: str
     service: Service
+    server: uvicorn.Server
 
     def pages_free(self, seconds: float = 5.0) -> bool:
         """Has the engine let go of everything?"""
@@ -58,20 +59,33 @@ class Served:
         return not engine.busy and engine.scheduler.pool.available == engine.scheduler.pool.capacity
 
 
+def slow(model: LLM, seconds: float) -> LLM:
+    """The same model, whose every step takes longer."""
+    step = model.engine.step
+
+    def late(**given: Any) -> Any:
+        time.sleep(seconds)
+        return step(**given)
+
+    model.engine.step = late  # type: ignore[method-assign]
+    return model
+
+
 @contextlib.contextmanager
 def serving(model: LLM | None = None, **settings: Any) -> Iterator[Served]:
     """The app behind uvicorn, on a free port of this machine."""
     service = Service(model or llm(), MODEL)
-    app = create_app(service, ServerSettings(**settings))
+    given = ServerSettings(**settings)
+    app = create_app(service, given)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    server = web_server(app, given)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not server.started:
         time.sleep(0.005)
     try:
-        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", service)
+        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", service, server)
     finally:
         server.should_exit = True
         thread.join()
