@@ -87,10 +87,16 @@ class AsyncEngine:
         self._thread.start()
 
     def submit(
-        self, prompt: Sequence[int], params: SamplingParams, eos: Sequence[int] | None = None, *, draft: bool = False
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        eos: Sequence[int] | None = None,
+        *,
+        draft: bool = False,
+        seed: Sequence[int] | None = None,
     ) -> Stream:
         """Queue a request, from any thread; raises as `Engine.request`, QueueFullError and EngineStoppedError."""
-        mailbox = _Mailbox(self.engine.request(prompt, params, eos), draft, self._inbox)
+        mailbox = _Mailbox(self.engine.request(prompt, params, eos, seed=seed), draft, self._inbox)
         with self._gate:
             if self._stopped is not None:
                 raise self._stopped.with_traceback(None)

@@ -22,6 +22,7 @@ from openmercury.engine.policy import AutoPolicy, Load, Report
 from openmercury.engine.request import Request
 from openmercury.engine.runner import Pending, Progress, Runner
 from openmercury.engine.scheduler import Decode, Plan, PrefillSpan, Scheduler
+from openmercury.engine.seed import Seed
 from openmercury.engine.state import FAILED, MAX_STOP_IDS, RUNNING, STOP
 from openmercury.engine.stats import EngineStats, timed_host
 from openmercury.errors import (
@@ -60,8 +61,18 @@ class Engine:
         self.suspicions = itertools.count(1)
         self.stats: EngineStats | None = None
 
-    def request(self, prompt: Sequence[int], params: SamplingParams, eos: Sequence[int] | None = None) -> Request:
+    def request(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        eos: Sequence[int] | None = None,
+        *,
+        seed: Sequence[int] | None = None,
+    ) -> Request:
         """Check a prompt against the checkpoint; raises InputError or UnsupportedError with the remedy.
+
+        `seed` are tokens expected to come, such as a text of which an edited one is asked for: where the answer follows
+        them, many are verified in one forward. They change nothing but the speed.
 
         `max_tokens` beyond the context is lowered to what fits; such an answer ends with finish_reason "length".
         """
@@ -76,8 +87,13 @@ class Engine:
             raise UnsupportedError(
                 f"this checkpoint has no diffusion adapter, so mode {params.mode} cannot run: use mode ar or train one"
             )
-        if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
-            raise InputError(f"the prompt has ids outside 0 ‥ {config.vocab_size - 1}: use this checkpoint's tokenizer")
+        if seed is not None and params.mode not in ("verified", "auto"):
+            raise InputError(f"a seed only acts in modes verified and auto, not in {params.mode}: drop it")
+        for name, ids in (("prompt", prompt), ("seed", seed)):
+            if ids and not 0 <= min(ids) <= max(ids) < config.vocab_size:
+                raise InputError(
+                    f"the {name} has ids outside 0 ‥ {config.vocab_size - 1}: use this checkpoint's tokenizer"
+                )
         room = config.max_context - len(prompt)
         if params.max_tokens > room:
             params = params.model_copy(update={"max_tokens": room})
@@ -89,7 +105,7 @@ class Engine:
         ends = frozenset() if params.ignore_eos else frozenset(config.eos_ids if eos is None else eos)
         if len(ends) > MAX_STOP_IDS:
             raise InputError(f"there are {len(ends)} stop ids and room for {MAX_STOP_IDS}: give fewer")
-        return Request(list(prompt), params, ends, width)
+        return Request(list(prompt), params, ends, width, Seed(seed, len(prompt)) if seed else None)
 
     def submit(self, request: Request) -> None:
         """Queue a request; raises ContextOverflowError where its text can never fit into the cache, QueueFullError."""
@@ -140,6 +156,8 @@ class Engine:
             before.clear()
 
         with timed_host(self.stats, "schedule"):
+            if any(request.seed is not None and request.launched for request in self.scheduler.running):
+                settle()  # a seed is read on the host, which must know the text
             moved += self._drop_ended()
             plan = self.scheduler.schedule(settle, watched=wait)
             self._prepare(plan)
@@ -250,6 +268,8 @@ class Engine:
         shape = shape._replace(penalised=any(request.penalised for request in requests))
         slots = [request.slot for request in requests if request.slot is not None]
         try:
+            if shape.groups == "none":
+                self.runner.set_drafts(requests)
             pending, failed = self.runner.decode(shape, slots, sampling, steps), _trust(requests)
         except Exception as error:  # as above; the rows stand as after their last whole forward
             settle()  # then all that is not known here is what this call came to
@@ -287,7 +307,8 @@ class Engine:
                         _take(request, progress)
                         moved.append(request)
                 report = Report(decode.steps, pending.seconds(), tokens, forwards)
-                self.policy.observe(decode.shape, len(decode.requests), decode.sampling, report)
+                if decode.shape.groups != "none":  # a seed's drafts say nothing of the network's
+                    self.policy.observe(decode.shape, len(decode.requests), decode.sampling, report)
         return moved
 
 

@@ -5,6 +5,7 @@ the next one exactly, and a noisy group of g positions that starts at s drafts t
 
     ar          clean t(b−1)
     verified    clean t(b−1) d(b) d(b+1)                group 0 at b ‥  group 1 at b+1 ‥  group 2 at b+2 ‥
+    seeded      clean t(b−1) d(b) d(b+1)                none: the host gives the drafts
     diffusion   clean t(b−1) and the settled run        group 0 behind it: masks and settled tokens
 
 All rows of a forward share one mode and shape, and nothing here waits for the device, so a whole step can be captured
@@ -14,7 +15,7 @@ position costs; in a graph the most there can be.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from openmercury.diffusion.sample import NO_TOKEN, Choice
 from openmercury.diffusion.unmask import accept
 from openmercury.diffusion.verify import accepted_length, standing_length
 from openmercury.engine.params import DecodeMode
+from openmercury.engine.seed import SEED_WIDTH
 from openmercury.engine.state import RUNNING, Committed, Slots
 from openmercury.engine.widths import Groups
 from openmercury.model.masks import CLEAN
@@ -35,7 +37,7 @@ class Shape(NamedTuple):
 
     mode: DecodeMode
     width: int
-    groups: Groups = "all"
+    groups: Groups | Literal["none"] = "all"
     penalised: bool = False  # does any of them count what it has said?
 
     @property
@@ -48,13 +50,22 @@ class Shape(NamedTuple):
         """Positions of a row in a forward, at most."""
         if self.mode != "verified":
             return self.width
+        if self.groups == "none":
+            return self.width + 1
         return (self.width + 1) ** 2 if self.groups == "all" else 2 * self.width + 1
+
+    @property
+    def noisy(self) -> bool:
+        """Has a forward noisy positions?"""
+        return self.mode != "ar" and self.groups != "none"
 
     @property
     def most_columns(self) -> int:
         """Clean columns that are always enough."""
         return self.width + 1 if self.mode == "verified" else self.width
 
+
+SEEDED = Shape("verified", SEED_WIDTH, "none")  # drafts that stand in the seed of a request
 
 Columns = tuple[Tensor, Tensor, Tensor, Tensor]  # (ids, position, end, group), each [R, columns]
 
@@ -182,6 +193,9 @@ def _plan_verified(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_
     drafts, count = columns - 1, _drafts(slots, rows, shape)
     ids, position, end, group = _clean(slots, rows, length - 1, count + 1, columns)
     ids = torch.cat((ids[:, :1], slots.ahead[rows, :drafts]), dim=1)
+    if shape.groups == "none":
+        want = torch.arange(columns, device=rows.device).expand(len(rows), -1)
+        return ForwardBatch(ids, position, end, group, want)
     if shape.groups == "all":
         behind = torch.arange(columns, device=rows.device).expand(len(rows), -1)
     else:
@@ -203,18 +217,21 @@ def _plan_verified(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_
 
 def _apply_verified(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatch, token_RM: Tensor) -> None:
     g = shape.width
-    groups = token_RM.shape[1] // (g + 1) if shape.groups == "all" else 1
+    groups = {"all": token_RM.shape[1] // (g + 1), "last": 1, "none": 0}[shape.groups]
     columns = token_RM.shape[1] - groups * g
     length, count = slots.length[rows], _drafts(slots, rows, shape)
     drafts = slots.ahead[rows, : columns - 1]
     index = torch.arange(columns - 1, device=rows.device)
     kept = accepted_length(torch.where(index < count[:, None], drafts, -1), token_RM[:, : columns - 1])
+    committed = slots.commit(rows, Committed(token_RM[:, :columns], kept + 1))
+    slots.written[rows] = torch.minimum(length + kept, length + committed - 1)
+    if not groups:
+        slots.ahead_count.index_fill_(0, rows, 0)
+        return
     # The next drafts: choices of the group that stands behind the kept ones, if there is one.
     pick = kept if shape.groups == "all" else torch.zeros_like(kept)
     at = pick[:, None] * g + torch.arange(g, device=rows.device)
     drafted = token_RM[:, columns:].gather(1, at)
     usable = (batch.group_RQ[:, columns:].gather(1, at) == kept[:, None]).sum(-1)
-    committed = slots.commit(rows, Committed(token_RM[:, :columns], kept + 1))
-    slots.written[rows] = torch.minimum(length + kept, length + committed - 1)
     slots.ahead[rows, :g] = drafted.clamp(min=0)  # NO_TOKEN has no embedding; any draft is checked
     slots.ahead_count[rows] = torch.minimum(usable, (slots.limit[rows] - slots.length[rows]).clamp(min=0))

@@ -177,6 +177,17 @@ class Runner:
         given = self._tensor(table)
         self.slots.pages[given[:, 0], :longest] = given[:, 1:].int()
 
+    def set_drafts(self, requests: Sequence[Request]) -> None:
+        """Put what their seeds expect in the place of the rows' own drafts."""
+        longest = max(len(request.expected) for request in requests)
+        table = [
+            [request.slot, len(request.expected), *request.expected] + [0] * (longest - len(request.expected))
+            for request in requests
+        ]
+        given = self._tensor(table)
+        self.slots.ahead_count[given[:, 0]] = given[:, 1]
+        self.slots.ahead[given[:, 0], :longest] = given[:, 2:]
+
     def leave(self, slots: Sequence[int]) -> None:
         """Freeze rows whose request ended on the host's side."""
         self.slots.done.index_fill_(0, self._tensor(list(slots)), LENGTH)
@@ -282,7 +293,7 @@ class Runner:
 
     def _step(self, shape: Shape, rows: Tensor, columns: int, sampling: Sampling) -> None:
         batch = modes.plan(self.slots, rows, shape, columns, self.mask_id)
-        noisy = shape.mode != "ar"
+        noisy = shape.noisy
         gate = batch.group_RQ >= 0 if noisy else None
         hidden_RQD = self.model(batch.ids_RQ, batch.position_RQ, self._attend(batch, rows, noisy=noisy), gate)
         want_RM1 = batch.want_RM[..., None]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from openmercury.diffusion.sample import Sampling
 from openmercury.engine.config import EngineConfig
-from openmercury.engine.modes import Shape
+from openmercury.engine.modes import SEEDED, Shape
 from openmercury.engine.pages import PagePool
 from openmercury.engine.policy import AutoPolicy
 from openmercury.engine.request import Request
@@ -135,6 +135,10 @@ class Scheduler:
     def _shaped(self, ready: list[Request], watched: bool) -> list[Decode]:
         """Requests by the shape of their next forwards."""
         shaped: dict[Shape, list[Request]] = {}
+        expecting = [request for request in ready if request.expect()]
+        if expecting:
+            shaped[SEEDED] = expecting
+            ready = [request for request in ready if not request.expected]
         for mode in ("ar", "verified", "diffusion"):
             alike = [request for request in ready if request.mode == mode]
             if alike:
@@ -143,8 +147,9 @@ class Scheduler:
         if free:
             shaped.setdefault(self.policy.shape(len(free), _sampling(free)), []).extend(free)
         return [
-            Decode(shape, alike, kind := _sampling(alike), 1 if watched else self.policy.steps(shape, len(alike), kind))
+            Decode(shape, alike, kind := _sampling(alike), 1 if once else self.policy.steps(shape, len(alike), kind))
             for shape, alike in shaped.items()
+            for once in [watched or shape == SEEDED]
         ]
 
     def _pages_for(self, tokens: int) -> int:

@@ -144,6 +144,7 @@ def plans_and_applies(seed: int) -> None:
         Shape("ar", 1),
         Shape("verified", width),
         Shape("verified", width, "last"),
+        Shape("verified", width, "none"),
         Shape("diffusion", width),
     ):
         slots = random_slots(rng, rows, width)
@@ -183,6 +184,8 @@ def plans_and_applies(seed: int) -> None:
             steps.apply_ar(other, row, choice.token_M)
         elif shape.mode == "diffusion":
             steps.apply_diffusion(other, row, width, choice, tiny.MASK)
+        elif shape.groups == "none":
+            steps.apply_verified(other, row, shape, token, token, picked=False)
         elif shape.groups == "last" or seed % 2:
             steps.apply_verified(other, row, shape, token[:, :clean], token[:, clean:], picked=False)
         else:
@@ -231,7 +234,8 @@ def whole_steps(dtype: torch.dtype, head_size: int) -> None:
             runner = engine.runner
             runner.cuda = CudaForward(runner.model, runner.cache, runner.slots, tiny.MASK, 64) if fused else None
             params = SamplingParams.model_validate({**asked, "max_tokens": 4, "seed": 3})
-            requests = [engine.request([5, 6, 7], params), engine.request([9, 8, 7, 6, 5], params)]
+            seed = [7, 8, 9] if params.mode == "verified" else None
+            requests = [engine.request([5, 6, 7], params, seed=seed), engine.request([9, 8, 7, 6, 5], params)]
             list(engine.generate(requests))
             texts.append([request.completion for request in requests])
         assert texts[0] == texts[1], (asked, texts)

@@ -130,6 +130,27 @@ def inject(engine: Engine, rng: random.Random, bomb: Request) -> None:
     engine.runner.model = Intercepted(network, flaky)  # type: ignore[assignment]
 
 
+def random_seed(rng: random.Random, prompt: list[int], params: SamplingParams) -> list[int] | None:
+    """Nothing, rubbish, or the text of `ar` as it was before some edits; what a mode cannot take is left out."""
+    if params.mode not in ("verified", "auto") or POISON in prompt or rng.random() < 0.3:
+        return None
+    kind = rng.choice(["empty", "rubbish", "whole", "edited", "edited", "repeated"])
+    if kind == "empty":
+        return []
+    if kind == "rubbish":
+        return [rng.randrange(63) for _ in range(rng.randint(1, 40))]
+    sampling = reference.Sampling(params.temperature, params.top_k, params.top_p, params.seed)
+    with torch.inference_mode():
+        text = reference.generate_ar(MODEL, prompt, params.max_tokens, set(), sampling)
+    if kind == "repeated":
+        text = text[: rng.randint(1, len(text))] * 3
+    if kind == "edited":
+        for _ in range(rng.randint(1, 3)):
+            begin = rng.randrange(len(text) + 1)
+            text[begin : begin + rng.choice([0, 1, 4])] = [rng.randrange(63) for _ in range(rng.choice([0, 1, 4]))]
+    return text
+
+
 def random_schedule(seed: int) -> None:
     """Requests arrive, are aborted, preempted, share prefixes and fail; each text is, or begins, the reference's."""
     rng = random.Random(seed)
@@ -155,8 +176,9 @@ def random_schedule(seed: int) -> None:
     faulty = rng.random() < 0.5
     if faulty:
         prompts[0] += [POISON, *common[: rng.choice([0, 3])]]
-    arriving = [engine.request(prompt, random_params(rng)) for prompt in prompts]
-    requests, aborted = list(arriving), set()
+    asked = [(prompt, random_params(rng)) for prompt in prompts]
+    arriving = [engine.request(*each, seed=random_seed(rng, *each)) for each in asked]
+    requests, aborted = list(arriving), set[int]()
     if faulty:
         inject(engine, rng, requests[-1])
     while arriving or engine.busy:
@@ -207,6 +229,37 @@ def test_verified_samples_the_text_of_ar() -> None:
             list(engine.generate([request]))
             texts.append(request.completion)
         assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("mode", ["verified", "auto"])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_seed_saves_forwards(mode: str, overlap: bool) -> None:
+    engine = Engine(MODEL)
+    engine.overlap = overlap
+    params = SamplingParams.model_validate({"mode": mode, "max_tokens": 60, "ignore_eos": True})
+    text = reference.generate_ar(MODEL, [5, 6, 7], 60, set(), reference.Sampling())
+    inserted, dropped = [*text[:20], 1, 2, *text[20:]], [*text[:20], *text[22:]]
+    forwards = []
+    for seed in (text, inserted, dropped, None):
+        request = engine.request([5, 6, 7], params, seed=seed)
+        list(engine.generate([request]))
+        assert request.completion == text
+        forwards.append(request.forwards)
+    assert forwards[0] == 2  # 32 tokens and 28
+    assert max(forwards[1:3]) <= 2 + 5 < forwards[3]
+
+
+def test_a_seed_needs_no_adapter() -> None:
+    engine = Engine(tiny.network(of=tiny.config(adapter=False)))
+    texts = []
+    for seed in (None, [1, 2, 3]):
+        request = engine.request([5, 6, 7], SamplingParams(mode="auto", max_tokens=30, ignore_eos=True), seed=seed)
+        list(engine.generate([request]))
+        texts.append(request.completion)
+    request = engine.request([5, 6, 7], SamplingParams(mode="auto", max_tokens=30, ignore_eos=True), seed=texts[0])
+    list(engine.generate([request]))
+    assert texts[0] == texts[1] == request.completion
+    assert request.forwards == 1
 
 
 def test_auto_keeps_only_the_drafts_that_the_next_forward_can_verify() -> None:
@@ -312,6 +365,10 @@ def test_bad_requests() -> None:
         engine.request([5] * 256, SamplingParams())
     with pytest.raises(InputError, match="tokenizer"):
         engine.request([5, 64], SamplingParams())
+    with pytest.raises(InputError, match="seed has ids"):
+        engine.request([5], SamplingParams(), seed=[64])
+    with pytest.raises(InputError, match="modes verified and auto"):
+        engine.request([5], SamplingParams(mode="ar"), seed=[5])
     plain = Engine(tiny.network(of=tiny.config(adapter=False)))
     with pytest.raises(UnsupportedError, match="mode ar"):
         plain.request([5], SamplingParams(mode="diffusion"))

@@ -41,7 +41,7 @@ class CudaForward:
     def decode(self, rows_R: Tensor, shape: Shape, sampling: Sampling) -> None:
         """One forward of rows that share a shape."""
         plan = steps.plan(self.model, self.slots, rows_R, shape, self.mask_id, self.cache.page_size)
-        x_ND = self.network(plan.stream, plan.layout, None if shape.mode == "ar" else plan.gate_N)
+        x_ND = self.network(plan.stream, plan.layout, plan.gate_N if shape.noisy else None)
         hidden_ND = self.network.norm(x_ND, self.model.norm.weight)
         penalties = None
         if shape.penalised:
@@ -66,6 +66,10 @@ class CudaForward:
     ) -> None:
         """Choices of all columns at once; or, where many, of the clean ones and then of the one group that matters."""
         rows, columns, clean = len(rows_R), plan.layout.columns, shape.width + 1
+        if shape.groups == "none":
+            token_RC = self._choose(hidden_ND, plan, None, sampling, penalties).token_M.view(rows, clean)
+            steps.apply_verified(self.slots, rows_R, shape, token_RC, token_RC, picked=False)
+            return
         if shape.groups == "last" or rows * columns <= ONE_PASS:
             token_RQ = self._choose(hidden_ND, plan, None, sampling, penalties).token_M.view(rows, columns)
             steps.apply_verified(self.slots, rows_R, shape, token_RQ[:, :clean], token_RQ[:, clean:], picked=False)

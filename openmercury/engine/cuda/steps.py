@@ -167,10 +167,13 @@ def _accept_kernel(
 def _apply_verified_kernel(
     rows, token, drafted, text, length, written, limit, done, forwards, width, ahead, ahead_count, stop,
     text_stride, ahead_stride, token_stride, drafted_stride,
-    WIDTH: tl.constexpr, LAST: tl.constexpr, PICKED: tl.constexpr, C_PAD: tl.constexpr, G_PAD: tl.constexpr,
-    STOPS: tl.constexpr, OVERLAP: tl.constexpr,
+    WIDTH: tl.constexpr, LAST: tl.constexpr, NONE: tl.constexpr, PICKED: tl.constexpr,
+    C_PAD: tl.constexpr, G_PAD: tl.constexpr, STOPS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One program: one row. `drafted` holds the choices of all its groups, or of the one behind the kept if PICKED."""
+    """One program: one row. `drafted` holds the choices of all its groups, or of the one behind the kept if PICKED.
+
+    With NONE there are no groups, and nobody reads what `drafted` holds.
+    """
     after_last_kernel(OVERLAP)
     r = tl.program_id(0)
     s = tl.load(rows + r)
@@ -184,13 +187,15 @@ def _apply_verified_kernel(
     chosen = tl.load(token + r * token_stride + c, mask=c <= WIDTH, other=0)
     kept = tl.min(tl.where((c < drafts) & (draft == chosen), C_PAD, c), 0).to(tl.int64)
     group = kept
-    if LAST or PICKED:
+    if LAST or NONE or PICKED:
         group = kept * 0
     coming = tl.load(drafted + r * drafted_stride + group * WIDTH + i, mask=i < WIDTH, other=0)
     wide = tl.minimum(tl.load(width + s), tl.load(limit + s) - long - kept - 1)
     usable = tl.minimum(tl.maximum(wide, 0), WIDTH)
     if LAST:
         usable = tl.where(kept == drafts, usable, 0)
+    if NONE:
+        usable = usable * 0
     gained = _commit(s, chosen, kept + 1, text, length, limit, done, stop, text_stride, C_PAD, STOPS)
     left = tl.maximum(tl.load(limit + s) - long - gained, 0)
     if active:
@@ -349,8 +354,8 @@ def apply_verified(
         rows_R, token_RC, drafted_RG, slots.text, slots.length, slots.written, slots.limit, slots.done, slots.forwards,
         slots.width, slots.ahead, slots.ahead_count, slots.stop, slots.text.stride(0), slots.ahead.stride(0),
         token_RC.stride(0), drafted_RG.stride(0),
-        WIDTH=width, LAST=shape.groups == "last", PICKED=picked, C_PAD=pad(width + 1), G_PAD=pad(width),
-        STOPS=MAX_STOP_IDS, OVERLAP=overlap, num_warps=1, launch_pdl=overlap,
+        WIDTH=width, LAST=shape.groups == "last", NONE=shape.groups == "none", PICKED=picked,
+        C_PAD=pad(width + 1), G_PAD=pad(width), STOPS=MAX_STOP_IDS, OVERLAP=overlap, num_warps=1, launch_pdl=overlap,
     )  # fmt: skip
 
 
