@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import openmercury
-from openmercury.server import chat, completions, errors, models
+from openmercury.server import apply, chat, completions, decisions, edit, errors, feedback, models
 from openmercury.server.auth import Door
 from openmercury.server.guard import Guard
 from openmercury.server.limits import Room
@@ -25,8 +25,10 @@ status = APIRouter()
 
 # Each family of endpoints is a router of its own file; all are served under /v1, and under /v1/v1 because Mercury's
 # client adds /v1 to a base URL that may have it already.
-API: tuple[APIRouter, ...] = (models.router, chat.router, completions.router)
-ROOT: tuple[APIRouter, ...] = (status,)
+API: tuple[APIRouter, ...] = (
+    models.router, chat.router, completions.router, edit.router, apply.router, decisions.router,
+)  # fmt: skip
+ROOT: tuple[APIRouter, ...] = (status, feedback.router)
 
 
 def create_app(service: Service, settings: ServerSettings) -> FastAPI:

@@ -56,7 +56,7 @@ def describe(name: str, service: Service, settings: ServerSettings) -> dict[str,
         "pricing": dict.fromkeys(("prompt", "completion", "input_cache_reads", "input_cache_writes"), "0"),
         "supported_sampling_parameters": list(SAMPLING),
         "supported_features": [],
-        "supported_endpoints": [*ENDPOINTS.values(), "completions"],
+        "supported_endpoints": [*ENDPOINTS.values(), "completions", "apply.completions", "decisions"],
         "openrouter": {"slug": name},
         "datacenters": [],
     }

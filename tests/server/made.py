@@ -26,8 +26,8 @@ from tests.text.made import byte_level
 MODEL = "openmercury-tiny"
 
 
-def llm(engine: EngineConfig | None = None, *, adapter: bool = True) -> LLM:
-    """Random weights of 384 tokens; a context of 512. Without files: what `LLM` would read is put in place."""
+def llm(engine: EngineConfig | None = None, *, adapter: bool = True, context: int = 512) -> LLM:
+    """Random weights of 384 tokens. Without files: what `LLM` would read is put in place."""
     made = LLM.__new__(LLM)
     made.tokenizer = byte_level()
     ends = tuple(made.tokenizer.special[name] for name in ("<|im_end|>", "<|endoftext|>"))
@@ -35,7 +35,7 @@ def llm(engine: EngineConfig | None = None, *, adapter: bool = True) -> LLM:
     assert facts is not None
     facts = DiffusionFacts(**{**facts.model_dump(), "mask_id": 383})
     made.config = tiny.config(adapter=adapter).model_copy(
-        update={"vocab_size": 384, "max_context": 512, "eos_ids": ends, "diffusion": facts if adapter else None}
+        update={"vocab_size": 384, "max_context": context, "eos_ids": ends, "diffusion": facts if adapter else None}
     )
     made.folder, made.device, made.dtype = Path(MODEL), "cpu", "float64"
     made.engine = Engine(tiny.network(of=made.config), engine or EngineConfig(max_requests=8, max_waiting=64))
