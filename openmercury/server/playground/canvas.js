@@ -12,7 +12,7 @@ export class Canvas {
   constructor(frame = null) {
     this.frame = frame;
     this.element = make("div", { class: "canvas" });
-    this.drawn = []; // { key, element } of each block
+    this.drawn = []; // { kind, language, parts, element, inner } of each block
   }
 
   /** Draw `text`, of which `settled` is final and the part from `fresh` to `settled` became so in this step. */
@@ -25,22 +25,20 @@ export class Canvas {
     for (const { element } of this.drawn.splice(found.length)) element.remove();
   }
 
-  /** Unchanged blocks keep their elements: a long answer costs no more than its last block, and selections survive. */
+  /** What has not changed keeps its nodes: a step costs what it changes, and a selection survives. */
   #block(index, block, parts) {
-    const key = JSON.stringify([block.kind, block.language, parts]);
-    const old = this.drawn[index];
-    if (old?.key === key) return;
-    const spans = parts.map(span);
-    if (old && old.kind === block.kind && old.language === block.language) {
-      old.inner.replaceChildren(...spans);
-      this.drawn[index] = { ...old, key };
-      return;
+    let drawn = this.drawn[index];
+    if (drawn?.kind !== block.kind || drawn.language !== block.language) {
+      const made = { kind: block.kind, language: block.language, parts: [], ...shell(block, Boolean(this.frame)) };
+      if (drawn) drawn.element.replaceWith(made.element);
+      else this.element.append(made.element);
+      this.drawn[index] = drawn = made;
     }
-    const drawn = { key, kind: block.kind, language: block.language, ...shell(block, Boolean(this.frame)) };
-    drawn.inner.append(...spans);
-    if (old) old.element.replaceWith(drawn.element);
-    else this.element.append(drawn.element);
-    this.drawn[index] = drawn;
+    const differs = parts.findIndex(([kind, text], at) => drawn.parts[at]?.[0] !== kind || drawn.parts[at][1] !== text);
+    const kept = differs < 0 ? parts.length : differs;
+    while (drawn.inner.childNodes.length > kept) drawn.inner.lastChild.remove();
+    drawn.inner.append(...parts.slice(kept).map(span));
+    drawn.parts = parts;
   }
 }
 
@@ -85,7 +83,7 @@ function shell(block, framed) {
     return { element: inner, inner };
   }
   const inner = make("code");
-  const pre = make("pre", { tabindex: "0", "aria-label": "Code" }, inner);
+  const pre = make("pre", { tabindex: "0", role: "group", "aria-label": "Code" }, inner);
   if (framed) return { element: make("div", { class: "block" }, pre), inner };
   const head = make("div", { class: "block-head" }, make("span", {}, block.language || "code"), copyButton(() => inner.textContent));
   return { element: make("div", { class: "block" }, head, pre), inner };

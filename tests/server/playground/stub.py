@@ -95,7 +95,7 @@ class Stub:
 
     async def _chat(self, body: dict[str, Any], said: str) -> AsyncIterator[str]:
         text = EVIL if said == "evil" else ANSWER
-        pause = 0.2 if said == "slow" else {"ar": 0.012, "diffusion": 0.03}.get(body["mode"], 0.02)
+        pause = 0.2 if said == "slow" else {"ar": 0.006, "diffusion": 0.012}.get(body["mode"], 0.01)
         steps = snapshots(text, body["mode"])
         try:
             yield ": keep-alive\n\n"

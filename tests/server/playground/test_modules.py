@@ -34,8 +34,8 @@ def test_python_is_coloured(call: Call) -> None:
     code = '@cache\ndef f(x):  # why\n    return g(x) + 0x1F + 1.5 if x is None else f"a#{x}"\n'
     assert kinds(call, code, "python") == [
         ["decorator", "@cache"], ["keyword", "def"], ["call", "f"], ["comment", "# why"], ["keyword", "return"],
-        ["call", "g"], ["number", "0x1F"], ["number", "1.5"], ["keyword", "if"], ["keyword", "is"], ["constant", "None"],
-        ["keyword", "else"], ["string", 'f"a#{x}"'],
+        ["call", "g"], ["number", "0x1F"], ["number", "1.5"], ["keyword", "if"], ["keyword", "is"],
+        ["constant", "None"], ["keyword", "else"], ["string", 'f"a#{x}"'],
     ]  # fmt: skip
 
 

@@ -233,6 +233,20 @@ def test_the_key_is_sent_and_kept_for_the_tab_only(stub: Any, visit: Visit) -> N
     assert page.input_value("#key") == "sk-secret"
 
 
+def test_a_server_that_wants_a_key_says_so_beside_the_field(stub: Any, visit: Visit) -> None:
+    page = visit(stub.url, expected=REFUSED)
+    refusal = '{"error": {"message": "Incorrect API key provided"}}'
+    page.route("**/v1/models", lambda route: route.fulfill(status=401, content_type="application/json", body=refusal))
+    page.reload()
+    until(page, "document.getElementById('key-hint').textContent === 'Incorrect API key provided'")
+    assert page.locator("#model").is_disabled()
+    page.unroute("**/v1/models")
+    page.fill("#key", "sk-right")
+    page.keyboard.press("Tab")
+    until(page, "document.getElementById('model').value === 'openmercury-nano'")
+    assert page.inner_text("#key-hint") == "Kept until this tab is closed."
+
+
 def test_tabs_go_by_arrow_keys(stub: Any, visit: Visit) -> None:
     page = visit(stub.url)
     page.focus("#tab-chat")
@@ -251,6 +265,7 @@ def test_tabs_go_by_arrow_keys(stub: Any, visit: Visit) -> None:
     assert outline == "solid"
 
 
+@pytest.mark.slow
 def test_a_screen_reader_hears_settled_text_once(stub: Any, visit: Visit) -> None:
     page = visit(stub.url)
     page.evaluate("""() => {
