@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import openmercury
-from openmercury.server import chat, completions, errors, models
+from openmercury.server import chat, completions, errors, models, playground
 from openmercury.server.auth import Door
 from openmercury.server.guard import Guard
 from openmercury.server.limits import Room
@@ -24,7 +24,7 @@ status = APIRouter()
 # Each family of endpoints is a router of its own file; all are served under /v1, and under /v1/v1 because Mercury's
 # client adds /v1 to a base URL that may have it already.
 API: tuple[APIRouter, ...] = (models.router, chat.router, completions.router)
-ROOT: tuple[APIRouter, ...] = (status,)
+ROOT: tuple[APIRouter, ...] = (status, playground.router)
 
 
 def create_app(service: Service, settings: ServerSettings) -> FastAPI:
