@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import openmercury
-from openmercury.server import apply, chat, completions, decisions, edit, errors, feedback, models
+from openmercury.server import apply, chat, completions, decisions, edit, errors, feedback, models, playground
 from openmercury.server.auth import Door
 from openmercury.server.guard import Guard
 from openmercury.server.limits import Room
@@ -28,7 +28,7 @@ status = APIRouter()
 API: tuple[APIRouter, ...] = (
     models.router, chat.router, completions.router, edit.router, apply.router, decisions.router,
 )  # fmt: skip
-ROOT: tuple[APIRouter, ...] = (status, feedback.router)
+ROOT: tuple[APIRouter, ...] = (status, feedback.router, playground.router)
 
 
 def create_app(service: Service, settings: ServerSettings) -> FastAPI:

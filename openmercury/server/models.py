@@ -46,6 +46,7 @@ def describe(name: str, service: Service, settings: ServerSettings) -> dict[str,
         "id": name,
         "object": "model",
         "owned_by": "openmercury",
+        "root": service.name,  # as vLLM lists aliases: what the id stands for
         "name": name,
         "created": service.created,
         "description": f"{service.name}, a diffusion language model for code",
