@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 
@@ -22,6 +24,8 @@ from openmercury.server.service import Service
 from openmercury.server.settings import ServerSettings
 from tests import tiny
 from tests.text.made import byte_level
+
+T = TypeVar("T")
 
 MODEL = "openmercury-tiny"
 
@@ -57,6 +61,12 @@ class Served:
             time.sleep(0.01)
         engine.check_integrity()
         return not engine.busy and engine.scheduler.pool.available == engine.scheduler.pool.capacity
+
+
+def finished(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine, run in a thread of its own: a browser under test keeps a loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 def slow(model: LLM, seconds: float) -> LLM:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import inceptionai
 import pytest
 from inceptionai import AsyncInception, Inception
 
-from tests.server.made import MODEL, Served
+from tests.server.made import MODEL, Served, finished
 
 ASK: Any = {"model": MODEL, "messages": [{"role": "user", "content": "def f(x):"}], "max_tokens": 20, "temperature": 0}
 
@@ -119,7 +118,7 @@ def test_the_async_client(server: Served) -> None:
             await client.fim.completions.create(model=MODEL, prompt="def f(", suffix=")", max_tokens=5)
             return str(whole.choices[0].message.content), "".join(parts)
 
-    whole, streamed = asyncio.run(talk())
+    whole, streamed = finished(talk())
     assert whole == streamed
 
 

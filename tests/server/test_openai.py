@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.server.made import MODEL, Served
+from tests.server.made import MODEL, Served, finished
 
 HELLO: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "def f(x):"}]
 ASK: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 20, "temperature": 0}
@@ -181,7 +181,7 @@ def test_the_async_client_runs_many_at_once(server: Served) -> None:
 
             return await asyncio.gather(*map(whole, range(12)))
 
-    texts = asyncio.run(all_at_once())
+    texts = finished(all_at_once())
     assert len(set(texts)) == 3
     assert all(texts[number] == texts[number % 3] for number in range(12))
     assert server.pages_free()
