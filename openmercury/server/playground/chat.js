@@ -12,7 +12,7 @@ const NEAR = 80; // px from the end within which the page follows what is writte
 export function setUp() {
   const input = byId("chat-input");
   const scroll = byId("chat").querySelector(".scroll");
-  const messages = [];
+  let messages = []; // of the conversation in sight; a new chat begins another list
 
   const job = new Job(byId("chat-form"), byId("chat-send"), async (signal) => {
     const content = input.value.trim();
@@ -21,6 +21,7 @@ export function setUp() {
       input.focus();
       return;
     }
+    const conversation = messages;
     const answer = new Answer(fields.mode);
     const question = make("article", { class: "question", "aria-label": "You" }, content);
     byId("turns").append(question, answer.element);
@@ -29,10 +30,10 @@ export function setUp() {
     input.value = "";
     scroll.scrollTop = scroll.scrollHeight;
     const asked = { role: "user", content };
-    const request = { ...fields, messages: [...messages, asked], diffusing: true };
+    const request = { ...fields, messages: [...conversation, asked], diffusing: true };
     const run = await answer.ask(PATH, request, { key: settings.key(), signal }, () => follow(scroll));
-    if (run.finish !== "failed") messages.push(asked, { role: "assistant", content: run.text });
-    else if (!input.value) input.value = content; // nothing typed is lost
+    if (run.finish === "failed") input.value ||= content; // nothing typed is lost
+    else if (run.text) conversation.push(asked, { role: "assistant", content: run.text });
   });
 
   byId("chat-examples").append(
@@ -48,7 +49,7 @@ export function setUp() {
 
   byId("new-chat").addEventListener("click", () => {
     job.stop();
-    messages.length = 0;
+    messages = [];
     byId("turns").replaceChildren();
     byId("chat-welcome").hidden = false;
     byId("new-chat").disabled = true;

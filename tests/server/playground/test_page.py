@@ -122,11 +122,19 @@ def test_mode_and_settings_are_sent(stub: Any, visit: Visit) -> None:
     count = len(stub.asked)
     send(page, "three")
     assert len(stub.asked) == count
-    page.fill("#max-tokens", "9")
+
+
+def test_a_new_chat_forgets_the_old_one_even_while_it_is_written(stub: Any, visit: Visit) -> None:
+    page = visit(stub.url)
+    page.locator("#modes").get_by_text("ar", exact=True).click()
+    send(page, "slow")
+    until(page, "document.querySelector('.canvas')?.textContent.length > 0")
     page.click("#new-chat")
-    send(page, "four")
+    until(page, "document.getElementById('chat-send').textContent === 'Send'")
+    assert page.locator("#chat-welcome").is_visible()
+    send(page, "two")
     page.wait_for_selector(DONE)
-    assert len(stub.asked[-1]["messages"]) == 1
+    assert [message["content"] for message in stub.asked[-1]["messages"]] == ["two"]
 
 
 def test_a_race_runs_both_and_one_clock_replays_them(stub: Any, visit: Visit) -> None:
