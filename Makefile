@@ -13,16 +13,20 @@ INSTALL := $(PIP) install -c constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check clean
+.PHONY: help demo serve test check clean
 
 help:
 	@echo "make demo    install, and watch the shipped model write code"
+	@echo "make serve   install the server, and serve the shipped model on http://127.0.0.1:8000  (ARGS=\"--port 80\")"
 	@echo "make test    install the developer's tools and run the tests  (ARGS=\"-k name\")"
 	@echo "make check   ruff, mypy and the layers of the imports"
 	@echo "make clean   remove .venv and all caches"
 
 demo: .venv/core
 	@$(BIN)/python -m openmercury.cli.main demo $(ARGS)
+
+serve: .venv/server
+	@$(BIN)/python -m openmercury.cli.main serve $(ARGS)
 
 test: .venv/dev
 	@echo "==> pytest"
@@ -52,6 +56,11 @@ clean:
 	@$(INSTALL) "$(TORCH)"
 	@echo "==> installing openmercury"
 	@$(INSTALL) -e .
+	@touch $@
+
+.venv/server: .venv/core
+	@echo "==> installing the server"
+	@$(INSTALL) -e ".[server]"
 	@touch $@
 
 .venv/dev: .venv/core

@@ -15,13 +15,14 @@ from typing import Any, Literal
 
 import torch
 
+from openmercury.diffusion.bound import continuation_nll
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
 from openmercury.engine.params import Mode, SamplingParams
 from openmercury.engine.request import FinishReason, Request
 from openmercury.engine.setup import setup
 from openmercury.engine.stats import EngineStats
-from openmercury.errors import CheckpointError, ConfigError, EmptyPromptError, OpenMercuryError
+from openmercury.errors import CheckpointError, ConfigError, ContextOverflowError, EmptyPromptError, OpenMercuryError
 from openmercury.model.config import read_config
 from openmercury.model.costs import FORMATS, pack_as
 from openmercury.model.weights import Progress, load_model
@@ -227,6 +228,19 @@ class LLM:
             if on_progress is not None:
                 on_progress(finished, len(requests))
             yield from ended
+
+    def log_likelihoods(self, ids: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
+        """log p (nats) of each continuation behind `ids`, as the clean, autoregressive side has it: not sampled, and
+        without penalties. Raises EmptyPromptError, and ContextOverflowError where the context cannot hold one."""
+        if not ids or not all(continuations):
+            raise EmptyPromptError("a text or a continuation is empty: give at least one token of each")
+        longest = len(ids) + max(map(len, continuations), default=0)
+        if longest > self.config.max_context:
+            raise ContextOverflowError(
+                f"the prompt and its answers have {longest} tokens and the context holds {self.config.max_context}: "
+                "shorten the prompt"
+            )
+        return [-nll for nll in continuation_nll(self.engine.model, ids, continuations)] if continuations else []
 
     def warm_up(self, requests: int, params: SamplingParams | None = None) -> None:
         """Capture CUDA graphs before they are needed: those that read prompts, and those that decode up to so many

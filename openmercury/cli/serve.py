@@ -116,23 +116,15 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def _run(llm: LLM, name: str | None, settings: ServerSettings, listener: socket.socket) -> None:
-    import uvicorn
-
     from openmercury.engine.params import SamplingParams
     from openmercury.server import logs
-    from openmercury.server.app import create_app
+    from openmercury.server.app import create_app, web_server
     from openmercury.server.service import Service
 
     logs.configure(settings.log_format)
     llm.warm_up(WARM, SamplingParams(mode=settings.mode))
     service = Service(llm, name or llm.folder.resolve().name)
-    config = uvicorn.Config(
-        create_app(service, settings),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=round(settings.drain_seconds),
-    )
+    app = create_app(service, settings)
     where = f"[{settings.host}]" if ":" in settings.host else settings.host
     allowed = "with an API key" if settings.keys is not None else "from this machine, without a key"
     print(
@@ -141,4 +133,4 @@ def _run(llm: LLM, name: str | None, settings: ServerSettings, listener: socket.
         file=sys.stderr,
         flush=True,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    web_server(app, settings).run(sockets=[listener])

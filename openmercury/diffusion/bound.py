@@ -23,6 +23,7 @@ At K = 1 the bound is the exact likelihood.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,7 @@ from openmercury.model.transformer import Transformer
 
 QUERIES = 512  # positions of a text in one forward, which bounds masks and scores
 HEAD_ROWS = 256  # rows that meet the vocabulary at once
+STORED_COPIES = 2**17  # tokens whose keys and values stand side by side for continuations of one text
 
 
 class CleanText(NamedTuple):
@@ -88,6 +90,16 @@ def token_nll(model: Transformer, hidden_MD: Tensor, target_M: Tensor) -> tuple[
 @torch.inference_mode()
 def read_clean(model: Transformer, ids_BL: Tensor) -> CleanText:
     """Read texts of one length; what pads a shorter one at its end changes nothing before it."""
+    b, length = ids_BL.shape
+    hidden_BLD, stored = _read(model, ids_BL)
+    rows_MD = hidden_BLD[:, :-1].flatten(0, 1)
+    nll_M, greedy_M = token_nll(model, rows_MD, ids_BL[:, 1:].flatten())
+    nll_BL, greedy_BL = (F.pad(each.view(b, length - 1), (1, 0)) for each in (nll_M, greedy_M))
+    return CleanText(nll_BL, greedy_BL, stored)
+
+
+def _read(model: Transformer, ids_BL: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Hidden states [B, L, D], and keys and values [B, L, G, E] of each layer."""
     (b, length), device = ids_BL.shape, ids_BL.device
     stored: list[tuple[Tensor, Tensor]] = []
     hidden = []
@@ -96,10 +108,33 @@ def read_clean(model: Transformer, ids_BL: Tensor) -> CleanText:
         at = torch.arange(end, device=device)
         attend = _Beside(stored, begin, (at <= at[begin:, None]).expand(b, -1, -1), keep=True)
         hidden.append(model(ids_BL[:, begin:end], at[begin:].expand(b, -1), attend))
-    rows_MD = torch.cat(hidden, dim=1)[:, :-1].flatten(0, 1)
-    nll_M, greedy_M = token_nll(model, rows_MD, ids_BL[:, 1:].flatten())
-    nll_BL, greedy_BL = (F.pad(each.view(b, length - 1), (1, 0)) for each in (nll_M, greedy_M))
-    return CleanText(nll_BL, greedy_BL, stored)
+    return torch.cat(hidden, dim=1), stored
+
+
+@torch.inference_mode()
+def continuation_nll(model: Transformer, ids: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
+    """−log p (nats) of each continuation behind `ids` by the clean side; what they share is read once.
+
+    All of them must hold at least one token, and so must `ids`.
+    """
+    device, before = model.embedding.weight.device, len(ids) - 1
+    stored: list[tuple[Tensor, Tensor]] = []
+    if before:
+        _, stored = _read(model, torch.tensor([ids[:-1]], device=device))
+    widest = max(map(len, continuations))
+    rows = [[ids[-1], *each, *[0] * (widest - len(each))] for each in continuations]
+    position_W = torch.arange(before, before + widest, device=device)
+    mask_WT = torch.arange(before + widest, device=device) <= position_W[:, None]
+    found: list[float] = []
+    count = max(1, min(QUERIES // widest, STORED_COPIES // (before + 1)))
+    for begin in range(0, len(rows), count):
+        part, asked = torch.tensor(rows[begin : begin + count], device=device), continuations[begin : begin + count]
+        attend = _Beside(stored, before, mask_WT.expand(len(part), -1, -1), keep=False)
+        hidden_CWD = model(part[:, :-1], position_W.expand(len(part), -1), attend)
+        nll_M, _ = token_nll(model, hidden_CWD.flatten(0, 1), part[:, 1:].flatten())
+        nll_CW = nll_M.view(len(part), widest).double()
+        found += [float(nll[: len(each)].sum()) for nll, each in zip(nll_CW, asked, strict=True)]
+    return found
 
 
 def draw_masks(length: int, block_size: int, samples: int, generator: torch.Generator) -> Masks:

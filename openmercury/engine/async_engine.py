@@ -14,14 +14,17 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple, TypeVar
 
 from openmercury.engine.constraint import Constraint
 from openmercury.engine.engine import Engine
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import FinishReason, Request
 from openmercury.errors import EngineStoppedError, OpenMercuryError
+
+T = TypeVar("T")
 
 
 class Update(NamedTuple):
@@ -34,6 +37,7 @@ class Update(NamedTuple):
     forwards: int
     draft: list[int]
     finish_reason: FinishReason | None
+    cached: int = 0  # tokens of the prompt that needed no reading
 
 
 class Stream:
@@ -79,7 +83,7 @@ class AsyncEngine:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._inbox: queue.SimpleQueue[_Mailbox | None] = queue.SimpleQueue()  # may be filled from `__del__`
+        self._inbox: queue.SimpleQueue[_Mailbox | _Errand | None] = queue.SimpleQueue()  # may be filled from `__del__`
         self._live: dict[Request, _Mailbox] = {}
         self._gate = threading.Lock()  # nothing enters the inbox once `_stopped` is set
         self._stopped: EngineStoppedError | None = None
@@ -112,6 +116,19 @@ class AsyncEngine:
         """Why it takes no more requests: it was closed, or broke down."""
         return self._stopped
 
+    async def run(self, job: Callable[[], T]) -> T:
+        """Have the engine's thread do something else with the network, between two steps, and wait for the result.
+
+        Requests under way wait meanwhile. Raises EngineStoppedError.
+        """
+        errand = _Errand(job)
+        with self._gate:
+            if self._stopped is not None:
+                raise self._stopped.with_traceback(None)
+            self._inbox.put(errand)
+        result: T = await asyncio.wrap_future(errand.result)
+        return result
+
     def close(self, *, drain: bool = True) -> None:
         """Refuse new requests, finish those under way or (without `drain`) fail them, and end the thread.
 
@@ -136,9 +153,11 @@ class AsyncEngine:
                 self._stopped = error
             with contextlib.suppress(queue.Empty):
                 while True:
-                    mailbox = self._inbox.get_nowait()
-                    if mailbox is not None:
-                        self._live[mailbox.request] = mailbox
+                    message = self._inbox.get_nowait()
+                    if isinstance(message, _Mailbox):
+                        self._live[message.request] = message
+                    elif message is not None:
+                        message.result.set_exception(error)
             self._fail_all(error)
 
     def _receive(self) -> bool:
@@ -146,9 +165,11 @@ class AsyncEngine:
         while not self._inbox.empty() or not self.engine.busy:
             if self._stopped is not None and self._inbox.empty():
                 return False
-            mailbox = self._inbox.get()
-            if mailbox is not None:
-                self._take(mailbox)
+            message = self._inbox.get()
+            if isinstance(message, _Mailbox):
+                self._take(message)
+            elif message is not None:
+                message.run()
         if self._aborting and self._stopped is not None:
             self._fail_all(self._stopped)
         return True
@@ -187,7 +208,7 @@ class AsyncEngine:
 class _Mailbox:
     """Where the engine's thread leaves progress and the reader finds it; also the message that asks and cancels."""
 
-    def __init__(self, request: Request, draft: bool, inbox: queue.SimpleQueue[_Mailbox | None]) -> None:
+    def __init__(self, request: Request, draft: bool, inbox: queue.SimpleQueue[_Mailbox | _Errand | None]) -> None:
         self.request, self.draft, self._inbox = request, draft, inbox
         self._lock = threading.Lock()
         self._sent = len(request.tokens)
@@ -202,7 +223,7 @@ class _Mailbox:
             unread = [] if self._news is None else self._news.tokens
             new = request.tokens[self._sent :]
             self._sent += len(new)
-            self._news = Update([*unread, *new], request.forwards, draft, request.finish_reason)
+            self._news = Update([*unread, *new], request.forwards, draft, request.finish_reason, request.cached)
             self._wake()
 
     async def read(self) -> Update:
@@ -243,6 +264,22 @@ class _Mailbox:
         if reader is not None:
             with contextlib.suppress(RuntimeError):  # its loop is closed, so nobody waits
                 reader[0].call_soon_threadsafe(_resolve, reader[1])
+
+
+class _Errand:
+    """Something to be done on the engine's thread, and what comes of it."""
+
+    def __init__(self, job: Callable[[], Any]) -> None:
+        self.job, self.result = job, Future[Any]()
+
+    def run(self) -> None:
+        """Do it, unless nobody waits any more."""
+        if not self.result.set_running_or_notify_cancel():
+            return
+        try:
+            self.result.set_result(self.job())
+        except Exception as error:  # it is the asker's
+            self.result.set_exception(error)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

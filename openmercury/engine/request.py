@@ -40,6 +40,7 @@ class Request:
     slot: int | None = None
     pages: list[int] = field(default_factory=list)
     written: int = 0
+    cached: int = 0  # tokens of the prompt that the prefix cache held at admission
     prefill_end: int = 0  # where prefill stops: one less than the text at admission
     launched: int = 0  # tokens that forwards under way may commit at most
     over: bool = False  # its row has ended on the device

@@ -175,6 +175,8 @@ class Scheduler:
                 return
             self.waiting.popleft()
             request.pages, request.written = [*shared, *taken], len(shared) * self.pool.size
+            if len(request.tokens) == len(request.prompt):
+                request.cached = request.written
             request.prefill_end = len(request.tokens) - 1
             request.slot = self.free_slots.pop()
             self.running.append(request)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import AsyncIterator
 
+import uvicorn
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import openmercury
-from openmercury.server import chat, completions, errors, models
+from openmercury.server import apply, chat, completions, decisions, edit, errors, feedback, models, playground
 from openmercury.server.auth import Door
 from openmercury.server.guard import Guard
 from openmercury.server.limits import Room
@@ -23,8 +25,10 @@ status = APIRouter()
 
 # Each family of endpoints is a router of its own file; all are served under /v1, and under /v1/v1 because Mercury's
 # client adds /v1 to a base URL that may have it already.
-API: tuple[APIRouter, ...] = (models.router, chat.router, completions.router)
-ROOT: tuple[APIRouter, ...] = (status,)
+API: tuple[APIRouter, ...] = (
+    models.router, chat.router, completions.router, edit.router, apply.router, decisions.router,
+)  # fmt: skip
+ROOT: tuple[APIRouter, ...] = (status, feedback.router, playground.router)
 
 
 def create_app(service: Service, settings: ServerSettings) -> FastAPI:
@@ -45,6 +49,7 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # its pages load scripts from elsewhere
         redoc_url=None,
+        responses={"default": {"model": errors.ErrorAnswer, "description": "An error, in OpenAI's shape."}},
     )
     room = Room(settings)
     meters = Meters(service, room)
@@ -61,6 +66,19 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
         )
     return app
+
+
+def web_server(app: FastAPI, settings: ServerSettings) -> uvicorn.Server:
+    """What speaks HTTP for it. On SIGTERM it takes no more connections and lets answers be finished, for a while."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
+        )
+    )
 
 
 @status.get("/health")

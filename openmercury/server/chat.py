@@ -15,13 +15,13 @@ from openmercury.server.errors import refused
 from openmercury.server.generation import Generation, Snapshots, begin
 from openmercury.server.request import check_model, choices, sampling
 from openmercury.server.schemas import ChatRequest, Message
-from openmercury.server.stream import DONE, EventStream, event, while_connected
+from openmercury.server.stream import DONE, STREAMED, EventStream, event, while_connected
 from openmercury.text import chat as template
 
 router = APIRouter()
 
 
-@router.post("/chat/completions")
+@router.post("/chat/completions", responses=STREAMED)
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Answer a conversation; with `stream` as server-sent events."""
     service, settings = request.app.state.service, request.app.state.settings

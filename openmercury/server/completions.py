@@ -15,7 +15,7 @@ from openmercury.server.errors import refused
 from openmercury.server.generation import Generation, Snapshots, begin
 from openmercury.server.request import check_model, choices, sampling
 from openmercury.server.schemas import CompletionRequest, FimRequest, Sampled
-from openmercury.server.stream import DONE, EventStream, event, while_connected
+from openmercury.server.stream import DONE, STREAMED, EventStream, event, while_connected
 from openmercury.text import fim
 from openmercury.text.tokenizer import Tokenizer
 
@@ -24,9 +24,10 @@ router = APIRouter()
 MAX_TOKENS = 512
 FIM_STOP = ("\n\n", "\n \n")
 FIM_PRESENCE_PENALTY = 1.5
+NOTHING = "<|endoftext|>"  # what Continue sends for an empty suffix
 
 
-@router.post("/completions")
+@router.post("/completions", responses=STREAMED)
 async def completions(request: Request, body: CompletionRequest) -> Response:
     """Continue a text, or fill the gap before `suffix`."""
     for name in ("echo", "logprobs"):
@@ -37,7 +38,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     return await _answer(request, body, body.prompt, body.suffix, {"max_tokens": MAX_TOKENS})
 
 
-@router.post("/fim/completions")
+@router.post("/fim/completions", responses=STREAMED)
 async def fim_completions(request: Request, body: FimRequest) -> Response:
     """Fill the gap between `prompt` and `suffix`; ends at an empty line unless `stop` says otherwise."""
     defaults = {"max_tokens": MAX_TOKENS, "stop": FIM_STOP, "presence_penalty": FIM_PRESENCE_PENALTY}
@@ -50,6 +51,9 @@ async def _answer(
     service, settings = request.app.state.service, request.app.state.settings
     check_model(body.model, service, settings)
     params = sampling(body, service, settings, **defaults)
+    suffix = "" if suffix == NOTHING else suffix
+    if suffix is not None:
+        params = params.model_copy(update={"stop": (*params.stop, *fim.suffix_stops(suffix))})
     tokenizer = service.llm.tokenizer
     ids = await asyncio.to_thread(_ids, tokenizer, _one(prompt), suffix)
     ends = None if suffix is None else (*service.llm.config.eos_ids, *fim.stop_ids(tokenizer))

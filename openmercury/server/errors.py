@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from openmercury.errors import (
@@ -24,6 +26,21 @@ from openmercury.errors import (
 
 SHOWN_CHARACTERS = 80
 LABEL = re.compile(r"str|int|float|bool|(list|dict)\[.*|constrained-.*|function-.*")
+
+
+class ErrorFacts(BaseModel):
+    """What went wrong: in words, by kind, and at which parameter."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """The shape of every error."""
+
+    error: ErrorFacts
 
 
 class ApiError(Exception):
@@ -74,28 +91,29 @@ def of(error: OpenMercuryError) -> ApiError:
     return ApiError(500, message, "server_error")
 
 
-def respond(error: ApiError) -> JSONResponse:
+def respond(error: ApiError) -> Response:
     """The response of an error."""
-    return JSONResponse(error.body, error.status, error.headers)
+    # As ASCII, because a message may quote half of a surrogate pair, which UTF-8 cannot carry.
+    return Response(json.dumps(error.body), error.status, error.headers, "application/json")
 
 
 def install(app: FastAPI) -> None:
     """Answer every exception in that shape."""
 
     @app.exception_handler(ApiError)
-    async def ours(_: Request, error: ApiError) -> JSONResponse:
+    async def ours(_: Request, error: ApiError) -> Response:
         return respond(error)
 
     @app.exception_handler(OpenMercuryError)
-    async def package(_: Request, error: OpenMercuryError) -> JSONResponse:
+    async def package(_: Request, error: OpenMercuryError) -> Response:
         return respond(of(error))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
         return respond(explained(error.errors()))
 
     @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
+    async def http(request: Request, error: HTTPException) -> Response:
         return respond(_of_http(request, error))
 
 

@@ -27,7 +27,7 @@ class Generation:
         """Queue them; raises as `Service.submit`. `more` is passed on to it."""
         self.head, self.prompt_tokens, self.mode, self.stop = head, len(ids), params.mode, params.stop
         self.begin, self.first_text = time.monotonic(), 0.0
-        self.tokens, self.forwards = [0] * n, [0] * n
+        self.tokens, self.forwards, self.cached = [0] * n, [0] * n, 0
         self.finish: list[Finish | None] = [None] * n
         self._answers = list[Answer]()
         try:
@@ -50,6 +50,7 @@ class Generation:
                 async for number, piece in merged:
                     self.tokens[number], self.forwards[number] = piece.tokens, piece.forwards
                     self.finish[number] = piece.finish_reason
+                    self.cached = max(self.cached, piece.cached)
                     if piece.text and not self.first_text:
                         self.first_text = time.monotonic()
                     yield number, piece
@@ -72,9 +73,9 @@ class Generation:
             "completion_tokens": tokens,
             "total_tokens": self.prompt_tokens + tokens,
             "reasoning_tokens": 0,
-            "cached_input_tokens": 0,
+            "cached_input_tokens": self.cached,
             "completion_tokens_details": {"reasoning_tokens": 0},
-            "prompt_tokens_details": {"cached_tokens": 0},
+            "prompt_tokens_details": {"cached_tokens": self.cached},
             "forwards": forwards,
             "tokens_per_forward": round(tokens / max(1, forwards), 3),
         }

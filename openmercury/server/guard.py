@@ -120,8 +120,9 @@ class _Visit:
 
     def _record(self, seconds: float, meters: Meters) -> None:
         generation: Generation | None = self._state.get("generation")
-        route = self._scope.get("route")
-        path = getattr(route, "path", "other")
+        path = getattr(self._scope.get("route"), "path", "other")
+        if self._scope["path"].startswith("/v1/") and path.startswith("/") and not path.startswith("/v1/"):
+            path = f"/v1{path}"  # a router's own path is without its prefix
         meters.request(path, self._status, seconds, generation)
         facts: dict[str, Any] = {
             "id": self._id,

@@ -19,13 +19,17 @@ Finish = Literal["stop", "length", "abort"]
 
 @dataclass(frozen=True)
 class Piece:
-    """What came since the last one: `text` can never change; `tokens` and `forwards` count from the start."""
+    """What came since the last one: `text` can never change; `tokens` and `forwards` count from the start.
+
+    `cached` are the tokens of the prompt that the prefix cache held.
+    """
 
     text: str
     tokens: int
     forwards: int
     draft: tuple[DraftPiece, ...]
     finish_reason: Finish | None
+    cached: int = 0
 
 
 class Answer:
@@ -79,7 +83,7 @@ class Answer:
             draft = self._llm.draft_pieces(update.draft, self._mode)
             if self._text.held:  # settled, but perhaps the beginning of a stop string
                 draft = (DraftPiece(self._text.held, "draft"), *draft)
-        return Piece(text, self._tokens, update.forwards, draft, finish)
+        return Piece(text, self._tokens, update.forwards, draft, finish, update.cached)
 
 
 class Service:

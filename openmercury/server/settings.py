@@ -54,4 +54,5 @@ class ServerSettings(BaseSettings):
     keep_alive_seconds: Seconds = 10.0
     snapshot_seconds: Annotated[float, Field(ge=0)] = 0.05
     cors_origins: tuple[str, ...] = ()
+    feedback: Path | None = None  # folder for what editors report of suggestions; None: it is dropped
     log_format: Literal["text", "json"] = "json"

@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": keep-alive\n\n"
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}  # beside JSON, in the docs
 
 
 class ClientGone(Exception):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 
@@ -17,17 +19,19 @@ from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
 from openmercury.llm import LLM
 from openmercury.model.config import DiffusionFacts
-from openmercury.server.app import create_app
+from openmercury.server.app import create_app, web_server
 from openmercury.server.service import Service
 from openmercury.server.settings import ServerSettings
 from tests import tiny
 from tests.text.made import byte_level
 
+T = TypeVar("T")
+
 MODEL = "openmercury-tiny"
 
 
-def llm(engine: EngineConfig | None = None, *, adapter: bool = True) -> LLM:
-    """Random weights of 384 tokens; a context of 512. Without files: what `LLM` would read is put in place."""
+def llm(engine: EngineConfig | None = None, *, adapter: bool = True, context: int = 512) -> LLM:
+    """Random weights of 384 tokens. Without files: what `LLM` would read is put in place."""
     made = LLM.__new__(LLM)
     made.tokenizer = byte_level()
     ends = tuple(made.tokenizer.special[name] for name in ("<|im_end|>", "<|endoftext|>"))
@@ -35,7 +39,7 @@ def llm(engine: EngineConfig | None = None, *, adapter: bool = True) -> LLM:
     assert facts is not None
     facts = DiffusionFacts(**{**facts.model_dump(), "mask_id": 383})
     made.config = tiny.config(adapter=adapter).model_copy(
-        update={"vocab_size": 384, "max_context": 512, "eos_ids": ends, "diffusion": facts if adapter else None}
+        update={"vocab_size": 384, "max_context": context, "eos_ids": ends, "diffusion": facts if adapter else None}
     )
     made.folder, made.device, made.dtype = Path(MODEL), "cpu", "float64"
     made.engine = Engine(tiny.network(of=made.config), engine or EngineConfig(max_requests=8, max_waiting=64))
@@ -48,6 +52,7 @@ class Served:
 
     url: str
     service: Service
+    server: uvicorn.Server
 
     def pages_free(self, seconds: float = 5.0) -> bool:
         """Has the engine let go of everything?"""
@@ -58,20 +63,39 @@ class Served:
         return not engine.busy and engine.scheduler.pool.available == engine.scheduler.pool.capacity
 
 
+def finished(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine, run in a thread of its own: a browser under test keeps a loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+def slow(model: LLM, seconds: float) -> LLM:
+    """The same model, whose every step takes longer."""
+    step = model.engine.step
+
+    def late(**given: Any) -> Any:
+        time.sleep(seconds)
+        return step(**given)
+
+    model.engine.step = late  # type: ignore[method-assign]
+    return model
+
+
 @contextlib.contextmanager
 def serving(model: LLM | None = None, **settings: Any) -> Iterator[Served]:
     """The app behind uvicorn, on a free port of this machine."""
     service = Service(model or llm(), MODEL)
-    app = create_app(service, ServerSettings(**settings))
+    given = ServerSettings(**settings)
+    app = create_app(service, given)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    server = web_server(app, given)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not server.started:
         time.sleep(0.005)
     try:
-        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", service)
+        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", service, server)
     finally:
         server.should_exit = True
         thread.join()

@@ -12,7 +12,7 @@ from openmercury.errors import DataError
 from openmercury.eval.tasks import data
 from openmercury.eval.tasks.base import Chat, Continue, Problem, Program, Style
 from openmercury.eval.tasks.extract import extract
-from openmercury.eval.tasks.functions import SECONDS, judged_by_tests
+from openmercury.eval.tasks.functions import judged_by_tests
 
 TEST, SHOTS = range(11, 511), (2, 3, 4)
 FIELDS = ("task_id", "text", "code", "test_list", "test_setup_code")
@@ -20,6 +20,7 @@ TASK = "You are an expert Python programmer, and here is your task: {text} Your 
 CHAT = TASK + "```python\n{tests}\n```"
 SHOT = TASK + "{tests}\n[BEGIN]\n"
 STOP = ("[DONE]",)
+SECONDS = 20.0  # the paper sets none; its slowest solution, of task 123, took 9 on a busy machine of 2 cores
 
 
 @dataclass(frozen=True)

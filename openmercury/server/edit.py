@@ -1,0 +1,134 @@
+"""POST /v1/edit/completions: the code to edit as it will be after the next edit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import Field
+
+from openmercury.engine.params import SamplingParams
+from openmercury.errors import OpenMercuryError
+from openmercury.server import errors
+from openmercury.server.errors import refused
+from openmercury.server.generation import Generation, begin
+from openmercury.server.request import check_model, choices, sampling
+from openmercury.server.schemas import Message, Sampled
+from openmercury.server.service import Finish, Service
+from openmercury.server.stream import DONE, EventStream, event, while_connected
+from openmercury.text import chat, edit
+from openmercury.text.tokenizer import Tokenizer
+
+router = APIRouter()
+
+DEFAULTS = {"max_tokens": 1024, "temperature": 0.2, "presence_penalty": 1.0}
+PROMPT_TOKENS = 8192  # what lies farther from the region helps little and takes seconds to read on a CPU
+
+
+class EditRequest(Sampled):
+    """One user message with tags. A system message, which older clients send, is dropped: ours takes its place."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+
+
+@router.post("/edit/completions")
+async def edit_completions(request: Request, body: EditRequest) -> Response:
+    """Predict the next edit; the content is a code block for the code to edit, or None."""
+    service, settings = request.app.state.service, request.app.state.settings
+    check_model(body.model, service, settings)
+    message, n = one_message(body), choices(body, settings)
+    params = sampling(body, service, settings, **DEFAULTS)
+    asked, ids, seed = await asyncio.to_thread(_prompt, service, message, params)
+    kind = "chat.completion.chunk" if body.stream else "edit.completion"
+    generation = begin(request, body, ids, params, n=n, kind=kind, seed=seed)
+
+    def contents(texts: Sequence[str]) -> list[str]:
+        return [content(text, finish, asked) for text, finish in zip(texts, generation.finish, strict=True)]
+
+    if body.stream:
+
+        async def events() -> AsyncGenerator[bytes]:
+            # What is suggested is known when the region is whole: it may be as it was, or have lost its indentation.
+            for number, text in enumerate(contents(await generation.texts())):
+                yield chunk(generation, number, {"role": "assistant", "content": text}, generation.finish[number])
+            for last in ending(generation, body):
+                yield last
+
+        return EventStream(events(), lambda error: failed(generation, error), settings.keep_alive_seconds)
+    return whole(generation, contents(await while_connected(request.receive, generation.texts())))
+
+
+def content(text: str, finish: Finish | None, asked: edit.NextEdit) -> str:
+    """What is sent for an answer. One that was cut short suggests nothing: it would delete the rest of the region."""
+    return edit.render_edit(edit.read_edit(text, asked) if finish == "stop" else None)
+
+
+def _prompt(
+    service: Service, message: str, params: SamplingParams
+) -> tuple[edit.NextEdit, list[int], list[int] | None]:
+    """The edit as far as it fits, its prompt, and the seed of its answer: the region as it is."""
+    tokenizer, config = service.llm.tokenizer, service.llm.config
+    asked = edit.parse_next_edit(message)
+    system, user = edit.edit_messages(asked)
+    around = len(chat.render(tokenizer, [system, {**user, "content": ""}]))
+    room = config.max_context - around - min(params.max_tokens, config.max_context // 4)
+    asked = edit.fit(asked, lambda text: len(tokenizer.encode(text)), min(room, PROMPT_TOKENS))
+    ids = chat.render(tokenizer, edit.edit_messages(asked))
+    return asked, ids, expected(tokenizer, edit.fenced(asked.region), config.eos_ids, params)
+
+
+# --- shared with apply -----------------------------------------------------------------------------------------------
+
+
+def one_message(body: Any) -> str:
+    """The text of the one user message; raises ApiError."""
+    if body.diffusing:
+        raise refused("diffusing", "is not supported here: leave it out", "unsupported_parameter")
+    messages = [message for message in body.messages if message.role not in ("system", "developer")]
+    if len(messages) != 1 or messages[0].role != "user":
+        raise refused("messages", "must be exactly one user message here")
+    given = messages[0].content
+    if isinstance(given, list):
+        for place, part in enumerate(given):
+            if part.type not in ("text", "input_text") or part.text is None:
+                raise refused(f"messages.0.content.{place}", f"is of type {part.type}: this model reads text only")
+        given = "".join(part.text or "" for part in given)
+    return given or ""
+
+
+def expected(tokenizer: Tokenizer, answer: str, eos: Sequence[int], params: SamplingParams) -> list[int] | None:
+    """The seed for an answer that may come; None where no mode takes it."""
+    return [*tokenizer.encode(answer), eos[0]] if eos and params.mode in ("verified", "auto") else None
+
+
+def whole(generation: Generation, contents: Sequence[str]) -> Response:
+    """The response that is no stream."""
+    answers = [
+        {
+            "index": number,
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": generation.finish[number],
+        }
+        for number, text in enumerate(contents)
+    ]
+    return JSONResponse({**generation.head, "choices": answers, "usage": generation.usage()})
+
+
+def chunk(generation: Generation, number: int, delta: dict[str, Any], finish: str | None = None) -> bytes:
+    """One event of a stream."""
+    return event({**generation.head, "choices": [{"index": number, "delta": delta, "finish_reason": finish}]})
+
+
+def ending(generation: Generation, body: Sampled) -> list[bytes]:
+    """The last events of a stream."""
+    usage = event({**generation.head, "choices": [], "usage": generation.usage()})
+    return [usage, DONE] if body.include_usage else [DONE]
+
+
+def failed(generation: Generation, error: OpenMercuryError) -> bytes:
+    """Whatever was cut off by a fault ends with "length": it must not pass for whole."""
+    choice = {"index": 0, "delta": {}, "finish_reason": "length"}
+    return event({**generation.head, "choices": [choice]} | errors.of(error).body)

@@ -1,0 +1,5 @@
+// Runs before the first paint, so that a chosen theme does not flash; that is why it is no module.
+{
+  const chosen = localStorage.getItem("theme");
+  if (chosen) document.documentElement.dataset.theme = chosen;
+}
