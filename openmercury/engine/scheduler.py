@@ -146,12 +146,11 @@ class Scheduler:
         free = [request for request in ready if request.mode == "auto"]
         if free:
             shaped.setdefault(self.policy.shape(len(free), _sampling(free)), []).extend(free)
-        return [self._decode(shape, alike, watched) for shape, alike in shaped.items()]
-
-    def _decode(self, shape: Shape, alike: list[Request], watched: bool) -> Decode:
-        kind = _sampling(alike)
-        once = watched or shape == SEEDED  # drafts of a seed are for one forward
-        return Decode(shape, alike, kind, 1 if once else self.policy.steps(shape, len(alike), kind))
+        return [
+            Decode(shape, alike, kind := _sampling(alike), 1 if once else self.policy.steps(shape, len(alike), kind))
+            for shape, alike in shaped.items()
+            for once in [watched or shape == SEEDED]
+        ]
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.pool.size)
