@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
 from openmercury.engine.params import SamplingParams
-from openmercury.errors import RequestFailedError
+from openmercury.errors import ContextOverflowError, EmptyPromptError, RequestFailedError
 from openmercury.eval.speed import Bench
 from openmercury.llm import LLM
 from tests import tiny
@@ -117,3 +118,20 @@ def test_answers_come_as_they_end_and_each_by_its_own_ends() -> None:
     assert [number for number, _ in found] == [1, 2, 0]
     assert dict(found)[2].token_ids == free[: free.index(free[2]) + 1]
     assert dict(found)[2].finish_reason == "stop"
+
+
+def test_log_likelihoods_of_what_ar_would_write_are_the_highest() -> None:
+    made = llm()
+    ids = [5, 6, 7]
+    request = made.engine.request(ids, PARAMS)
+    list(made.engine.generate([request]))
+    others = [[token] for token in range(62)]
+    found = made.log_likelihoods(ids, [request.completion[:1], *others])
+    assert found[0] == max(found)
+    assert sum(math.exp(each) for each in found[1:]) <= 1
+    assert made.log_likelihoods(ids, []) == []
+    for prompt, ends in (([], [[1]]), (ids, [[1], []])):
+        with pytest.raises(EmptyPromptError):
+            made.log_likelihoods(prompt, ends)
+    with pytest.raises(ContextOverflowError, match="257"):
+        made.log_likelihoods([5] * 255, [[1, 2]])

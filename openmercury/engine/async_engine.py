@@ -278,7 +278,7 @@ class _Errand:
             return
         try:
             self.result.set_result(self.job())
-        except Exception as error:  # it is the asker's
+        except BaseException as error:  # whatever it is, it is the asker's, who may not be left waiting
             self.result.set_exception(error)
 
 

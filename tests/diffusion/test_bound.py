@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openmercury.diffusion import bound
-from openmercury.diffusion.bound import draw_masks, masked_nll, nll_bound, read_clean
+from openmercury.diffusion.bound import continuation_nll, draw_masks, masked_nll, nll_bound, read_clean
 from openmercury.errors import UnsupportedError
 from openmercury.model.attention import DenseAttend
 from openmercury.model.masks import CLEAN, visible
@@ -135,3 +135,16 @@ def test_blocks_of_two_are_half_exact() -> None:
 def test_refuses_a_checkpoint_without_noisy_side() -> None:
     with pytest.raises(UnsupportedError, match="use mode ar"):
         nll_bound(tiny.network(of=tiny.config(adapter=False)), IDS, 1, 4, 1, generator())
+
+
+def test_continuations_cost_what_whole_texts_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, ends = IDS.tolist(), [[7], [9, 2, 44], [1, 1], [9, 2]]
+    for before in (1, 4, 11):
+        expected = []
+        for end in ends:
+            clean = read_clean(MODEL, torch.tensor([[*ids[:before], *end]]))
+            expected.append(float(clean.nll_BL[0, before:].sum()))
+        for queries in (512, 4):  # of which the second reads a text in pieces and one continuation at a time
+            monkeypatch.setattr(bound, "QUERIES", queries)
+            found = continuation_nll(MODEL, ids[:before], ends)
+            torch.testing.assert_close(torch.tensor(found), torch.tensor(expected))

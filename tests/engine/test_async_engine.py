@@ -247,3 +247,61 @@ def test_a_crash_fails_all_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineStoppedError, match="broke down"):
         served.submit([5], ENDLESS)
     served.close()
+
+
+def test_errands_run_between_steps(served: AsyncEngine) -> None:
+    async def main() -> None:
+        stream = served.submit([5, 6, 7], ENDLESS)
+        thread = await served.run(threading.current_thread)
+        assert thread is served._thread
+        with pytest.raises(ZeroDivisionError):
+            await served.run(lambda: 1 / 0)
+        tokens, _ = await whole(stream)
+        assert len(tokens) == 240
+
+    asyncio.run(main())
+    served.close()
+
+    async def late() -> None:
+        with pytest.raises(EngineStoppedError):
+            await served.run(threading.current_thread)
+
+    asyncio.run(late())
+
+
+def test_errands_fail_with_the_engine(served: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, going = threading.Event(), threading.Event()
+
+    def stall() -> None:
+        begun.set()
+        going.wait()
+
+    def breaking(_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(served.engine, "submit", breaking)
+
+    async def main() -> None:
+        first = asyncio.create_task(served.run(stall))
+        await asyncio.to_thread(begun.wait)
+        stream = served.submit([5, 6, 7], ENDLESS)
+        behind = asyncio.create_task(served.run(threading.current_thread))
+        await asyncio.sleep(0.01)
+        going.set()
+        await first
+        for waiting in (behind, whole(stream)):
+            with pytest.raises(EngineStoppedError, match="broke down"):
+                await waiting
+
+    asyncio.run(main())
+
+
+def test_a_seed_reaches_the_engine(served: AsyncEngine) -> None:
+    async def main() -> None:
+        params = SamplingParams(max_tokens=30, ignore_eos=True)
+        tokens, plain = await whole(served.submit([5, 6, 7], params))
+        again, seeded = await whole(served.submit([5, 6, 7], params, seed=tokens))
+        assert again == tokens
+        assert seeded.forwards == 1 < plain.forwards
+
+    asyncio.run(main())

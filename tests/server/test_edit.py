@@ -275,3 +275,31 @@ def test_feedback(client: TestClient, folder: Path) -> None:
     kept = [json.loads(line) for line in (folder / "feedback.jsonl").read_text().splitlines()]
     assert [each["user_action"] for each in kept] == ["accept", "reject"]
     assert all(each.keys() == {*told, "time"} for each in kept)
+
+
+# --- Mercury's client ------------------------------------------------------------------------------------------------
+
+
+def test_the_client_takes_the_answers_by_its_strict_types() -> None:
+    inceptionai = pytest.importorskip("inceptionai")
+    with made.serving(made.llm(context=4096)) as served:
+        mercury = inceptionai.Inception(api_key="x", base_url=served.url, _strict_response_validation=True)
+        messages = [{"role": "user", "content": EDIT}]
+        edited = mercury.edit.completions.create(model=made.MODEL, messages=messages, max_tokens=8, temperature=0)
+        assert edited.object == "edit.completion"
+        assert edited.choices[0].message.content == "None"
+        decision = mercury.decisions.create(
+            model=made.MODEL,
+            state=["a"],
+            questions={
+                "noul": {"type": "noul"},
+                "choice": {"type": "choice", "criteria": {"a": None, "b": "x"}},
+                "score": {"type": "score", "criteria": ["low", "high"]},
+            },
+        )
+        assert [type(each).__name__ for each in decision.answers.values()] == [
+            "NoulAnswer",
+            "ChoiceAnswer",
+            "ScoreAnswer",
+        ]
+        mercury.close()
