@@ -190,8 +190,8 @@ class Runner:
         return self.slots.ahead[slot].clone()
 
     def drafts(self, request: Request) -> list[int]:
-        """The drafted tokens or the active block of a running request, for display."""
-        if request.slot is None:
+        """The drafted tokens or the active block of a running request, for display; mode `ar` has neither."""
+        if request.slot is None or request.mode == "ar":
             return []
         room = max(0, request.limit - len(request.tokens))
         count = (
