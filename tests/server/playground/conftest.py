@@ -48,9 +48,12 @@ def stub() -> Iterator[Any]:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """A headless browser: the machine's Chromium, else the one of `playwright install chromium`."""
+    """A headless browser: the machine's Chromium, else the one of `playwright install chromium`.
+
+    Not for the session: Playwright's event loop runs in this thread, where the `asyncio.run` of other tests would fail.
+    """
     api = pytest.importorskip("playwright.sync_api")
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with api.sync_playwright() as playwright:

@@ -44,7 +44,7 @@ def main(url: str, folder: Path) -> None:
             page.set_default_timeout(PATIENCE)
             page.goto(url)
             page.wait_for_selector("#model:enabled")
-            page.fill("#max-tokens", "160")
+            page.fill("#max-tokens", "160" if scheme == "light" else "256")
             (chat if scheme == "light" else race)(page, folder / f"playground-{scheme}.png")
         browser.close()
 
