@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from openmercury.errors import EmptyPromptError, OpenMercuryError
 from openmercury.server import errors
 from openmercury.server.errors import refused
-from openmercury.server.generation import Generation, Snapshots, begin
+from openmercury.server.generation import Generation, Snapshots, begin, drafted
 from openmercury.server.request import check_model, choices, sampling
 from openmercury.server.schemas import CompletionRequest, FimRequest, Sampled
 from openmercury.server.stream import DONE, STREAMED, EventStream, event, while_connected
@@ -89,10 +89,11 @@ def _ids(tokenizer: Tokenizer, prompt: str | list[int], suffix: str | None) -> l
 
 
 async def _events(generation: Generation, body: Sampled, seconds: float) -> AsyncGenerator[bytes]:
-    views = [Snapshots(generation.stop, seconds) for _ in generation.tokens] if body.diffusing else []
+    views, texts = [Snapshots(generation.stop, seconds) for _ in generation.tokens], [""] * len(generation.tokens)
     async for number, piece in generation.pieces():
-        if views:
-            shown = views[number].take(piece)
+        texts[number] += piece.text
+        if body.diffusing:
+            shown = views[number].take(piece, texts[number], texts[number] + drafted(piece))
             if shown is not None:
                 choice = _choice(number, shown[0], piece.finish_reason)
                 yield event({**generation.head, "choices": [choice], "diffusion_meta": shown[1]})

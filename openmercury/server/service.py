@@ -12,6 +12,7 @@ from openmercury.engine.async_engine import AsyncEngine, Stream, Update
 from openmercury.engine.constraint import Constraint
 from openmercury.engine.params import Mode, SamplingParams
 from openmercury.llm import LLM, DraftPiece
+from openmercury.text.grammar import Grammars
 from openmercury.text.stream import TextStream
 
 Finish = Literal["stop", "length", "abort"]
@@ -93,6 +94,7 @@ class Service:
         self.llm, self.name = llm, name
         self.created = int(time.time())
         self.engine = AsyncEngine(llm.engine)
+        self.grammars = Grammars(llm.tokenizer, llm.config.eos_ids)
 
     @property
     def drafts(self) -> bool:
