@@ -14,6 +14,7 @@ from openmercury.errors import OpenMercuryError
 from openmercury.server import errors
 from openmercury.server.errors import refused
 from openmercury.server.generation import Generation, Snapshots, begin, drafted
+from openmercury.server.logprobs import chat_shape
 from openmercury.server.request import check_model, choices, sampling
 from openmercury.server.schemas import ChatRequest, Message
 from openmercury.server.service import Service
@@ -29,8 +30,8 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Answer a conversation; with `stream` as server-sent events."""
     service, settings = request.app.state.service, request.app.state.settings
     check_model(body.model, service, settings)
-    if body.logprobs or body.top_logprobs:
-        raise refused("logprobs", "are not supported: leave them out", "unsupported_parameter")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise refused("top_logprobs", "goes with logprobs: true only")
     n = choices(body, settings)
     most = body.max_completion_tokens or body.max_tokens or settings.max_tokens
     params = sampling(body, service, settings).model_copy(update={"max_tokens": most})
@@ -43,7 +44,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
         events = _events(generation, readers, body, settings.snapshot_seconds)
         return EventStream(events, lambda error: _failed(generation, error), settings.keep_alive_seconds)
     texts = await while_connected(request.receive, generation.texts())
-    return JSONResponse(await asyncio.to_thread(_whole, generation, readers, body, texts))
+    return JSONResponse(await while_connected(request.receive, _whole(generation, readers, body, texts)))
 
 
 def _prepared(
@@ -73,13 +74,18 @@ def flat(number: int, message: Message) -> dict[str, Any]:
 # --- what is sent ----------------------------------------------------------------------------------------------------
 
 
-def _whole(generation: Generation, readers: list[Reader], body: ChatRequest, texts: list[str]) -> dict[str, Any]:
+async def _whole(generation: Generation, readers: list[Reader], body: ChatRequest, texts: list[str]) -> dict[str, Any]:
     answers = []
     for number, (reader, text) in enumerate(zip(readers, texts, strict=True)):
         reader.push(text)
-        _, finish = reader.end(generation.finish[number] or "length")
-        answers.append({"index": number, "message": reader.message, "logprobs": None, "finish_reason": finish})
+        _, finish = await asyncio.to_thread(reader.end, generation.finish[number] or "length")
+        odds = await _odds(generation, number, body, text)
+        answers.append({"index": number, "message": reader.message, "logprobs": odds, "finish_reason": finish})
     return {**generation.head, "choices": answers, "usage": generation.usage(), **_summary(body)}
+
+
+async def _odds(generation: Generation, number: int, body: ChatRequest, text: str) -> dict[str, Any] | None:
+    return await chat_shape(generation, number, text, body.top_logprobs or 0) if body.logprobs else None
 
 
 def _summary(body: ChatRequest) -> dict[str, Any]:
@@ -91,13 +97,15 @@ async def _events(
 ) -> AsyncGenerator[bytes]:
     for number in range(len(readers)):
         yield event(_chunk(generation, number, {"role": "assistant", "content": ""}))
-    views = [Snapshots(generation.stop, seconds) for _ in readers]
+    views, texts = [Snapshots(generation.stop, seconds) for _ in readers], [""] * len(readers)
     async for number, piece in generation.pieces():
         reader = readers[number]
-        deltas, finish = reader.push(piece.text), None
+        deltas, finish, odds = reader.push(piece.text), None, None
+        texts[number] += piece.text
         if piece.finish_reason is not None:
             last, finish = await asyncio.to_thread(reader.end, piece.finish_reason)
             deltas += last
+            odds = await _odds(generation, number, body, texts[number])
         shown = None
         if body.diffusing:
             deltas = [delta for delta in deltas if "content" not in delta]
@@ -106,17 +114,19 @@ async def _events(
             yield event(_chunk(generation, number, delta))
         end = _summary(body) if finish is not None else {}
         if shown is not None:
-            chunk = _chunk(generation, number, {"content": shown[0]}, finish)
+            chunk = _chunk(generation, number, {"content": shown[0]}, finish, odds)
             yield event(chunk | {"diffusion_meta": shown[1]} | end)
         elif finish is not None:
-            yield event(_chunk(generation, number, {}, finish) | end)
+            yield event(_chunk(generation, number, {}, finish, odds) | end)
     if body.include_usage:
         yield event({**generation.head, "choices": [], "usage": generation.usage()})
     yield DONE
 
 
-def _chunk(generation: Generation, number: int, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-    choice = {"index": number, "delta": delta, "logprobs": None, "finish_reason": finish}
+def _chunk(
+    generation: Generation, number: int, delta: dict[str, Any], finish: str | None = None, odds: Any = None
+) -> dict[str, Any]:
+    choice = {"index": number, "delta": delta, "logprobs": odds, "finish_reason": finish}
     return {**generation.head, "choices": [choice]}
 
 

@@ -34,6 +34,7 @@ class Generation:
         **more: Any,
     ) -> None:
         """Queue them, each under its own constraint; raises as `Service.submit`, to which `more` is passed on."""
+        self.service, self.prompt, self.ids = service, ids, [list[int]() for _ in range(n)]
         self.head, self.prompt_tokens, self.mode, self.stop = head, len(ids), params.mode, params.stop
         self.begin, self.first_text = time.monotonic(), 0.0
         self.tokens, self.forwards, self.cached = [0] * n, [0] * n, 0
@@ -61,6 +62,7 @@ class Generation:
                     self.tokens[number], self.forwards[number] = piece.tokens, piece.forwards
                     self.finish[number] = piece.finish_reason
                     self.cached = max(self.cached, piece.cached)
+                    self.ids[number] += piece.ids
                     if piece.text and not self.first_text:
                         self.first_text = time.monotonic()
                     yield number, piece

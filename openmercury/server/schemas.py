@@ -144,7 +144,7 @@ class CompletionRequest(Sampled):
     suffix: str | None = None
     echo: bool | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
-    logprobs: Annotated[int, Field(ge=0)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
 
 class FimRequest(Sampled):
