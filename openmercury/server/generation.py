@@ -132,7 +132,9 @@ def begin(
     prefix = "chatcmpl" if kind.startswith("chat") else "cmpl"
     head = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": body.model}
     watched = bool(body.diffusing or (body.realtime and body.stream))
-    generation = Generation(request.app.state.service, ids, params, n=n, head=head, draft=watched, **more)
+    service, settings = request.app.state.service, request.app.state.settings
+    pace = 0.0 if body.realtime else settings.snapshot_seconds if body.diffusing else settings.chunk_seconds
+    generation = Generation(service, ids, params, n=n, head=head, draft=watched, pace=pace, **more)
     request.state.generation = generation
     return generation
 

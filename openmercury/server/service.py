@@ -125,9 +125,14 @@ class Service:
         draft: bool = False,
         seed: Sequence[int] | None = None,
         constraint: Constraint | None = None,
+        pace: float = 0.0,
     ) -> Answer:
-        """Queue a request; raises what `Engine.request` does, QueueFullError and EngineStoppedError."""
-        stream = self.engine.submit(ids, params, eos, draft=draft, seed=seed, constraint=constraint)
+        """Queue a request; raises what `Engine.request` does, QueueFullError and EngineStoppedError.
+
+        `pace` seconds lie between two pieces at least, but where a stop string may end the text.
+        """
+        pace = 0.0 if params.stop else pace
+        stream = self.engine.submit(ids, params, eos, draft=draft, seed=seed, constraint=constraint, pace=pace)
         ends = frozenset(() if params.ignore_eos else self.llm.config.eos_ids if eos is None else eos)
         return Answer(self.llm, stream, params.stop, ends, params.mode)
 
