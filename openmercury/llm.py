@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from openmercury.diffusion.bound import continuation_nll
+from openmercury.diffusion.bound import TokenOdds, continuation_nll, token_odds
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
 from openmercury.engine.params import Mode, SamplingParams
@@ -241,6 +241,11 @@ class LLM:
                 "shorten the prompt"
             )
         return [-nll for nll in continuation_nll(self.engine.model, ids, continuations)] if continuations else []
+
+    def token_odds(self, ids: Sequence[int], begin: int, top: int) -> list[TokenOdds]:
+        """log p (nats) of each token from index `begin` ≥ 1 on, and of the `top` likeliest in its place, as the clean
+        side has them: at temperature 1, without penalties and constraints."""
+        return token_odds(self.engine.model, ids, begin, top)
 
     def warm_up(self, requests: int, params: SamplingParams | None = None) -> None:
         """Capture CUDA graphs before they are needed: those that read prompts, and those that decode up to so many

@@ -53,6 +53,13 @@ class CleanText(NamedTuple):
     stored: list[tuple[Tensor, Tensor]]
 
 
+class TokenOdds(NamedTuple):
+    """log p (nats) of one token given those before it, and the likeliest tokens in its place, best first."""
+
+    log_p: float
+    best: list[tuple[int, float]]
+
+
 class Masks(NamedTuple):
     """N draws over Q positions that lie in consecutive blocks: what is masked, and what its term weighs."""
 
@@ -96,6 +103,24 @@ def read_clean(model: Transformer, ids_BL: Tensor) -> CleanText:
     nll_M, greedy_M = token_nll(model, rows_MD, ids_BL[:, 1:].flatten())
     nll_BL, greedy_BL = (F.pad(each.view(b, length - 1), (1, 0)) for each in (nll_M, greedy_M))
     return CleanText(nll_BL, greedy_BL, stored)
+
+
+@torch.inference_mode()
+def token_odds(model: Transformer, ids: Sequence[int], begin: int, top: int) -> list[TokenOdds]:
+    """What the clean side thinks of each token from index `begin` ≥ 1 on, and of the `top` likeliest in its place."""
+    assert 1 <= begin < len(ids)
+    ids_1L = torch.tensor([ids], device=model.embedding.weight.device)
+    hidden_MD = _read(model, ids_1L[:, :-1])[0][0, begin - 1 :]
+    found: list[TokenOdds] = []
+    for hidden, target in zip(hidden_MD.split(HEAD_ROWS), ids_1L[0, begin:].split(HEAD_ROWS), strict=True):
+        logits = model.logits(hidden)
+        log_p_MV = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+        own = log_p_MV.gather(1, target[:, None])[:, 0].tolist()
+        best = log_p_MV.topk(top)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        rows = [list(zip(*pair, strict=True)) for pair in pairs]
+        found += map(TokenOdds, own, rows)
+    return found
 
 
 def _read(model: Transformer, ids_BL: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
@@ -100,10 +101,15 @@ class AsyncEngine:
         draft: bool = False,
         seed: Sequence[int] | None = None,
         constraint: Constraint | None = None,
+        pace: float = 0.0,
     ) -> Stream:
-        """Queue a request, from any thread; raises as `Engine.request`, QueueFullError and EngineStoppedError."""
+        """Queue a request, from any thread; raises as `Engine.request`, QueueFullError and EngineStoppedError.
+
+        `pace` is how many seconds lie between two updates at least, but for the last one, which comes at once: a
+        reader that is woken by every forward takes time from those of everyone.
+        """
         request = self.engine.request(prompt, params, eos, seed=seed, constraint=constraint)
-        mailbox = _Mailbox(request, draft, self._inbox)
+        mailbox = _Mailbox(request, draft, self._inbox, pace)
         with self._gate:
             if self._stopped is not None:
                 raise self._stopped.with_traceback(None)
@@ -208,8 +214,11 @@ class AsyncEngine:
 class _Mailbox:
     """Where the engine's thread leaves progress and the reader finds it; also the message that asks and cancels."""
 
-    def __init__(self, request: Request, draft: bool, inbox: queue.SimpleQueue[_Mailbox | _Errand | None]) -> None:
+    def __init__(
+        self, request: Request, draft: bool, inbox: queue.SimpleQueue[_Mailbox | _Errand | None], pace: float = 0.0
+    ) -> None:
         self.request, self.draft, self._inbox = request, draft, inbox
+        self._pace, self._due = pace, float("-inf")
         self._lock = threading.Lock()
         self._sent = len(request.tokens)
         self._news: Update | None = None
@@ -224,7 +233,8 @@ class _Mailbox:
             new = request.tokens[self._sent :]
             self._sent += len(new)
             self._news = Update([*unread, *new], request.forwards, draft, request.finish_reason, request.cached)
-            self._wake()
+            if request.finish_reason is not None or time.monotonic() >= self._due:
+                self._wake()
 
     async def read(self) -> Update:
         """The news, once there are any; raises the request's error, and StopAsyncIteration behind the last."""
@@ -232,19 +242,28 @@ class _Mailbox:
             with self._lock:
                 if self._shut:
                     raise StopAsyncIteration
-                if self._news is not None:
+                now = time.monotonic()
+                if self._news is not None and (now >= self._due or self._news.finish_reason is not None):
                     news, self._news = self._news, None
-                    self._shut = news.finish_reason is not None
+                    self._shut, self._due = news.finish_reason is not None, now + self._pace
                     break
                 if self._reader is not None:
                     raise RuntimeError("this stream is being read already: give each reader a request of its own")
                 loop = asyncio.get_running_loop()
                 future = loop.create_future()
                 self._reader = loop, future
+                if now < self._due:
+                    loop.call_later(self._due - now, self._look_again, future)
             await future
         if news.finish_reason == "error" and self.request.error is not None:
             raise self.request.error
         return news
+
+    def _look_again(self, future: asyncio.Future[None]) -> None:
+        """The pace allows another update: there may be news that woke nobody."""
+        with self._lock:
+            if self._reader is not None and self._reader[1] is future:
+                self._wake()
 
     def shut(self) -> None:
         """No more updates; whoever awaits one is told so."""

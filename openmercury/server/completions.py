@@ -12,7 +12,8 @@ from fastapi.responses import JSONResponse, Response
 from openmercury.errors import EmptyPromptError, OpenMercuryError
 from openmercury.server import errors
 from openmercury.server.errors import refused
-from openmercury.server.generation import Generation, Snapshots, begin
+from openmercury.server.generation import Generation, Snapshots, begin, drafted
+from openmercury.server.logprobs import completion_shape
 from openmercury.server.request import check_model, choices, sampling
 from openmercury.server.schemas import CompletionRequest, FimRequest, Sampled
 from openmercury.server.stream import DONE, STREAMED, EventStream, event, while_connected
@@ -30,9 +31,8 @@ NOTHING = "<|endoftext|>"  # what Continue sends for an empty suffix
 @router.post("/completions", responses=STREAMED)
 async def completions(request: Request, body: CompletionRequest) -> Response:
     """Continue a text, or fill the gap before `suffix`."""
-    for name in ("echo", "logprobs"):
-        if getattr(body, name):
-            raise refused(name, "is not supported: leave it out", "unsupported_parameter")
+    if body.echo:
+        raise refused("echo", "is not supported: leave it out", "unsupported_parameter")
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise refused("best_of", "is not supported but as n: leave it out", "unsupported_parameter")
     return await _answer(request, body, body.prompt, body.suffix, {"max_tokens": MAX_TOKENS})
@@ -62,7 +62,8 @@ async def _answer(
         events = _events(generation, body, settings.snapshot_seconds)
         return EventStream(events, lambda error: _failed(generation, error), settings.keep_alive_seconds)
     texts = await while_connected(request.receive, generation.texts())
-    answers = [_choice(number, text, generation.finish[number]) for number, text in enumerate(texts)]
+    odds = [await _odds(generation, number, body, text) for number, text in enumerate(texts)]
+    answers = [_choice(number, text, generation.finish[number], odds[number]) for number, text in enumerate(texts)]
     return JSONResponse({**generation.head, "choices": answers, "usage": generation.usage()})
 
 
@@ -89,22 +90,30 @@ def _ids(tokenizer: Tokenizer, prompt: str | list[int], suffix: str | None) -> l
 
 
 async def _events(generation: Generation, body: Sampled, seconds: float) -> AsyncGenerator[bytes]:
-    views = [Snapshots(generation.stop, seconds) for _ in generation.tokens] if body.diffusing else []
+    views, texts = [Snapshots(generation.stop, seconds) for _ in generation.tokens], [""] * len(generation.tokens)
     async for number, piece in generation.pieces():
-        if views:
-            shown = views[number].take(piece)
+        texts[number] += piece.text
+        ended = piece.finish_reason is not None
+        odds = await _odds(generation, number, body, texts[number]) if ended else None
+        if body.diffusing:
+            shown = views[number].take(piece, texts[number], texts[number] + drafted(piece))
             if shown is not None:
-                choice = _choice(number, shown[0], piece.finish_reason)
+                choice = _choice(number, shown[0], piece.finish_reason, odds)
                 yield event({**generation.head, "choices": [choice], "diffusion_meta": shown[1]})
-        elif piece.text or piece.finish_reason is not None:
-            yield event({**generation.head, "choices": [_choice(number, piece.text, piece.finish_reason)]})
+        elif piece.text or ended:
+            yield event({**generation.head, "choices": [_choice(number, piece.text, piece.finish_reason, odds)]})
     if body.include_usage:
         yield event({**generation.head, "choices": [], "usage": generation.usage()})
     yield DONE
 
 
-def _choice(number: int, text: str, finish: str | None) -> dict[str, Any]:
-    return {"index": number, "text": text, "logprobs": None, "finish_reason": finish}
+async def _odds(generation: Generation, number: int, body: Sampled, text: str) -> dict[str, Any] | None:
+    top = getattr(body, "logprobs", None)
+    return None if top is None else await completion_shape(generation, number, text, top)
+
+
+def _choice(number: int, text: str, finish: str | None, odds: Any = None) -> dict[str, Any]:
+    return {"index": number, "text": text, "logprobs": odds, "finish_reason": finish}
 
 
 def _failed(generation: Generation, error: OpenMercuryError) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import Request
 
+from openmercury.engine.constraint import Constraint
 from openmercury.engine.params import SamplingParams
 from openmercury.server.schemas import Sampled
 from openmercury.server.service import Answer, Finish, Piece, Service
@@ -22,9 +23,18 @@ class Generation:
     """`n` answers to one prompt. `head` opens every object that is sent."""
 
     def __init__(
-        self, service: Service, ids: Sequence[int], params: SamplingParams, *, n: int, head: dict[str, Any], **more: Any
+        self,
+        service: Service,
+        ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        n: int,
+        head: dict[str, Any],
+        constraints: Sequence[Constraint | None] | None = None,
+        **more: Any,
     ) -> None:
-        """Queue them; raises as `Service.submit`. `more` is passed on to it."""
+        """Queue them, each under its own constraint; raises as `Service.submit`, to which `more` is passed on."""
+        self.service, self.prompt, self.ids = service, ids, [list[int]() for _ in range(n)]
         self.head, self.prompt_tokens, self.mode, self.stop = head, len(ids), params.mode, params.stop
         self.begin, self.first_text = time.monotonic(), 0.0
         self.tokens, self.forwards, self.cached = [0] * n, [0] * n, 0
@@ -33,7 +43,8 @@ class Generation:
         try:
             for number in range(n):
                 each = params.model_copy(update={"seed": (params.seed + number) % 2**63})
-                self._answers.append(service.submit(ids, each, **more))
+                constraint = None if constraints is None else constraints[number]
+                self._answers.append(service.submit(ids, each, constraint=constraint, **more))
         except BaseException:
             self.abort()
             raise
@@ -51,6 +62,7 @@ class Generation:
                     self.tokens[number], self.forwards[number] = piece.tokens, piece.forwards
                     self.finish[number] = piece.finish_reason
                     self.cached = max(self.cached, piece.cached)
+                    self.ids[number] += piece.ids
                     if piece.text and not self.first_text:
                         self.first_text = time.monotonic()
                     yield number, piece
@@ -120,41 +132,42 @@ def begin(
     prefix = "chatcmpl" if kind.startswith("chat") else "cmpl"
     head = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": body.model}
     watched = bool(body.diffusing or (body.realtime and body.stream))
-    generation = Generation(request.app.state.service, ids, params, n=n, head=head, draft=watched, **more)
+    service, settings = request.app.state.service, request.app.state.settings
+    pace = 0.0 if body.realtime else settings.snapshot_seconds if body.diffusing else settings.chunk_seconds
+    generation = Generation(service, ids, params, n=n, head=head, draft=watched, pace=pace, **more)
     request.state.generation = generation
     return generation
 
 
 class Snapshots:
-    """The text of one answer as it stands after each forward, at most one every so many seconds, and the last.
-
-    `content` replaces all that was sent before. Beside it goes how much of it is settled.
-    """
+    """How one answer looks after each forward, at most one every so many seconds, and the last."""
 
     def __init__(self, stop: Sequence[str], seconds: float) -> None:
-        self.text, self._stop, self._seconds = "", stop, seconds
+        self._stop, self._seconds = stop, seconds
         self._sent, self._progress = float("-inf"), 0.0
 
-    def take(self, piece: Piece) -> tuple[str, dict[str, Any]] | None:
-        """(content, diffusion_meta), or None where the last one is too young."""
-        self.text += piece.text
-        final = piece.finish_reason is not None
-        now = time.monotonic()
+    def take(self, piece: Piece, settled: str, content: str) -> tuple[str, dict[str, Any]] | None:
+        """(content, diffusion_meta), or None where the last one is too young. `content` goes on where `settled` ends,
+        with what `drafted` says; it ends where a stop string would end it."""
+        final, now = piece.finish_reason is not None, time.monotonic()
         if not final and now - self._sent < self._seconds:
             return None
         self._sent = now
-        draft = "".join(MASK if part.state == "masked" else part.text for part in piece.draft)
-        content = self.text + draft
         ends = [end for stop in self._stop if (end := content.find(stop)) >= 0]
-        content = content[: max(len(self.text), min(ends, default=len(content)))]
+        content = content[: max(len(settled), min(ends, default=len(content)))]
         # A share of an unknown length would be a guess: this is the settled share of what is shown, never going back.
-        self._progress = max(self._progress, min(0.99, len(self.text) / max(1, len(content))))
+        self._progress = max(self._progress, min(0.99, len(settled) / max(1, len(content))))
         meta = {
             "diffusion_progress": 1.0 if final else round(self._progress, 4),
             "diffusion_content": True,
-            "settled_characters": len(self.text),
+            "settled_characters": len(settled),
             "draft": [{"text": part.text, "state": part.state} for part in piece.draft],
             "tokens": piece.tokens,
             "forwards": piece.forwards,
         }
         return content, meta
+
+
+def drafted(piece: Piece) -> str:
+    """The draft as text; MASK stands for a masked position."""
+    return "".join(MASK if part.state == "masked" else part.text for part in piece.draft)

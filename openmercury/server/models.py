@@ -56,8 +56,16 @@ def describe(name: str, service: Service, settings: ServerSettings) -> dict[str,
         "max_output_length": min(settings.max_tokens, context),
         "pricing": dict.fromkeys(("prompt", "completion", "input_cache_reads", "input_cache_writes"), "0"),
         "supported_sampling_parameters": list(SAMPLING),
-        "supported_features": [],
+        "supported_features": features(service),
         "supported_endpoints": [*ENDPOINTS.values(), "completions", "apply.completions", "decisions"],
         "openrouter": {"slug": name},
         "datacenters": [],
     }
+
+
+def features(service: Service) -> list[str]:
+    """What the checkpoint's chat template can be asked for."""
+    template = service.llm.tokenizer.chat_template
+    if template is None:
+        return []
+    return [*(["tools"] if "tools" in template else []), "json_mode", "structured_outputs"]

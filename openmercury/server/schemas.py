@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from openmercury.engine.params import Mode
+from openmercury.server.structured import StructuredFields
 
 Effort = Literal["none", "minimal", "instant", "low", "medium", "high", "xhigh"]
 MAX_STOPS = 16
@@ -125,15 +126,11 @@ class Message(BaseModel):
     refusal: str | None = None
 
 
-class ChatRequest(Sampled):
+class ChatRequest(Sampled, StructuredFields):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
-    response_format: dict[str, Any] | None = None
     reasoning_summary: bool | None = None
     reasoning_summary_wait: bool | None = None
     logprobs: bool | None = None
@@ -147,7 +144,7 @@ class CompletionRequest(Sampled):
     suffix: str | None = None
     echo: bool | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
-    logprobs: Annotated[int, Field(ge=0)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
 
 class FimRequest(Sampled):

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from openmercury.diffusion.bound import TokenOdds
 from openmercury.engine.async_engine import AsyncEngine, Stream, Update
 from openmercury.engine.constraint import Constraint
 from openmercury.engine.params import Mode, SamplingParams
 from openmercury.llm import LLM, DraftPiece
+from openmercury.text.grammar import Grammars
 from openmercury.text.stream import TextStream
 
 Finish = Literal["stop", "length", "abort"]
@@ -21,7 +23,8 @@ Finish = Literal["stop", "length", "abort"]
 class Piece:
     """What came since the last one: `text` can never change; `tokens` and `forwards` count from the start.
 
-    `cached` are the tokens of the prompt that the prefix cache held.
+    `cached` are the tokens of the prompt that the prefix cache held; `ids` the tokens that came, the end of text left
+    out.
     """
 
     text: str
@@ -30,6 +33,7 @@ class Piece:
     draft: tuple[DraftPiece, ...]
     finish_reason: Finish | None
     cached: int = 0
+    ids: tuple[int, ...] = ()
 
 
 class Answer:
@@ -64,10 +68,11 @@ class Answer:
         self._stream.abort()
 
     def _take(self, update: Update) -> Piece:
-        text = ""
+        text, ids = "", list[int]()
         for token in update.tokens:
             self._tokens += 1
             if token not in self._ends:
+                ids.append(token)
                 text += self._text.push([token])
             if self._text.finished_by_stop:
                 break
@@ -83,7 +88,7 @@ class Answer:
             draft = self._llm.draft_pieces(update.draft, self._mode)
             if self._text.held:  # settled, but perhaps the beginning of a stop string
                 draft = (DraftPiece(self._text.held, "draft"), *draft)
-        return Piece(text, self._tokens, update.forwards, draft, finish, update.cached)
+        return Piece(text, self._tokens, update.forwards, draft, finish, update.cached, tuple(ids))
 
 
 class Service:
@@ -93,6 +98,7 @@ class Service:
         self.llm, self.name = llm, name
         self.created = int(time.time())
         self.engine = AsyncEngine(llm.engine)
+        self.grammars = Grammars(llm.tokenizer, llm.config.eos_ids)
 
     @property
     def drafts(self) -> bool:
@@ -119,11 +125,22 @@ class Service:
         draft: bool = False,
         seed: Sequence[int] | None = None,
         constraint: Constraint | None = None,
+        pace: float = 0.0,
     ) -> Answer:
-        """Queue a request; raises what `Engine.request` does, QueueFullError and EngineStoppedError."""
-        stream = self.engine.submit(ids, params, eos, draft=draft, seed=seed, constraint=constraint)
+        """Queue a request; raises what `Engine.request` does, QueueFullError and EngineStoppedError.
+
+        `pace` seconds lie between two pieces at least, but where a stop string may end the text.
+        """
+        pace = 0.0 if params.stop else pace
+        stream = self.engine.submit(ids, params, eos, draft=draft, seed=seed, constraint=constraint, pace=pace)
         ends = frozenset(() if params.ignore_eos else self.llm.config.eos_ids if eos is None else eos)
         return Answer(self.llm, stream, params.stop, ends, params.mode)
+
+    async def token_odds(self, prompt: Sequence[int], answer: Sequence[int], top: int) -> list[TokenOdds]:
+        """What the clean side thinks of an answer's tokens; requests under way wait for one reading of the text."""
+        if not answer:
+            return []
+        return await self.engine.run(lambda: self.llm.token_odds([*prompt, *answer], len(prompt), top))
 
     async def close(self, *, drain: bool = True) -> None:
         """Refuse new requests, finish or fail those under way, and end the engine's thread."""

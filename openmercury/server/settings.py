@@ -52,6 +52,7 @@ class ServerSettings(BaseSettings):
     deadline: Seconds = 600.0
     drain_seconds: Seconds = 30.0
     keep_alive_seconds: Seconds = 10.0
+    chunk_seconds: Annotated[float, Field(ge=0)] = 0.03
     snapshot_seconds: Annotated[float, Field(ge=0)] = 0.05
     cors_origins: tuple[str, ...] = ()
     feedback: Path | None = None  # folder for what editors report of suggestions; None: it is dropped

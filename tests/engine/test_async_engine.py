@@ -305,3 +305,25 @@ def test_a_seed_reaches_the_engine(served: AsyncEngine) -> None:
         assert seeded.forwards == 1 < plain.forwards
 
     asyncio.run(main())
+
+
+def test_a_pace_spares_the_reader_and_delays_neither_beginning_nor_end() -> None:
+    served = AsyncEngine(Engine(MODEL))
+    ask = SamplingParams(mode="ar", max_tokens=60, ignore_eos=True)
+
+    async def reads(pace: float) -> tuple[int, list[int]]:
+        count, tokens = 0, []
+        async for update in served.submit([5, 6, 7], ask, pace=pace):
+            count, tokens = count + 1, tokens + update.tokens
+        return count, tokens
+
+    often, all_tokens = asyncio.run(reads(0.0))
+    begin = time.monotonic()
+    seldom, same = asyncio.run(reads(1e6))
+    assert time.monotonic() - begin < 60
+    assert same == all_tokens
+    assert seldom == 2 < often  # the first and the last
+    some, same = asyncio.run(reads(0.01))
+    assert same == all_tokens
+    assert some <= often
+    served.close()

@@ -28,12 +28,19 @@ from tests.text.made import byte_level
 T = TypeVar("T")
 
 MODEL = "openmercury-tiny"
+TEMPLATE = (
+    "{% if tools %}{{ '<|im_start|>tools\\n' + tools | tojson + '<|im_end|>\\n' }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + '\\n' + message.content | trim }}"
+    "{% if message.tool_calls %}{{ message.tool_calls | tojson }}{% endif %}{{ '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 
 
 def llm(engine: EngineConfig | None = None, *, adapter: bool = True, context: int = 512) -> LLM:
     """Random weights of 384 tokens. Without files: what `LLM` would read is put in place."""
     made = LLM.__new__(LLM)
-    made.tokenizer = byte_level()
+    made.tokenizer = byte_level(chat_template=TEMPLATE)
     ends = tuple(made.tokenizer.special[name] for name in ("<|im_end|>", "<|endoftext|>"))
     facts = tiny.config().diffusion
     assert facts is not None

@@ -86,7 +86,7 @@ def test_a_wrong_value_is_refused_by_name(http: httpx.Client, change: dict[str, 
         ({"prompt": 5}, "prompt"),
         ({"prompt": [1, 2], "suffix": "x"}, "prompt"),
         ({"echo": True}, "echo"),
-        ({"logprobs": 3}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
         ({"best_of": 4}, "best_of"),
     ],
 )

@@ -15,7 +15,7 @@ from inceptionai import Inception
 
 from openmercury.errors import RequestFailedError
 from openmercury.llm import LLM, DraftPiece
-from openmercury.server.generation import MASK, Snapshots
+from openmercury.server.generation import MASK, Snapshots, drafted
 from openmercury.server.service import Piece
 from tests.server.made import MODEL, Served, llm, serving, slow
 
@@ -65,21 +65,23 @@ def test_snapshots_of_every_mode_and_endpoint_end_in_the_text(http: httpx.Client
 
 
 def test_snapshots_are_as_many_as_a_screen_can_show() -> None:
-    view, clock = Snapshots((), seconds=0.05), 0
+    view, count = Snapshots((), seconds=10), 0
     for _ in range(1000):
-        clock += view.take(Piece("", 0, 0, (DraftPiece("", "masked"),), None)) is not None
-    assert clock <= 3
-    last = view.take(Piece("end", 1, 1, (), "stop"))
+        count += view.take(Piece("", 0, 0, (DraftPiece("", "masked"),), None), "", MASK) is not None
+    assert count == 1
+    last = view.take(Piece("end", 1, 1, (), "stop"), "end", "end")
     assert last is not None
     assert (last[0], last[1]["diffusion_progress"]) == ("end", 1.0)
 
 
 def test_a_snapshot_ends_where_a_stop_string_would() -> None:
     view = Snapshots(("STOP",), seconds=0)
-    shown = view.take(Piece("abc", 1, 1, (DraftPiece("deST", "draft"), DraftPiece("OPx", "draft")), None))
+    piece = Piece("abc", 1, 1, (DraftPiece("deST", "draft"), DraftPiece("OPx", "draft")), None)
+    shown = view.take(piece, "abc", "abc" + drafted(piece))
     assert shown is not None
     assert shown[0] == "abcde"
-    shown = view.take(Piece("", 1, 2, (DraftPiece("d", "draft"), DraftPiece("", "masked")), None))
+    piece = Piece("", 1, 2, (DraftPiece("d", "draft"), DraftPiece("", "masked")), None)
+    shown = view.take(piece, "abc", "abc" + drafted(piece))
     assert shown is not None
     assert shown[0] == "abcd" + MASK
 
