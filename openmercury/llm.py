@@ -142,7 +142,7 @@ class LLM:
         """Continue raw text; control tokens written in it act as such."""
         return _last(self.stream(prompt, params))
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None) -> Output:
+    def chat(self, messages: Sequence[Mapping[str, str]], params: SamplingParams | None = None) -> Output:
         """Answer a conversation through the checkpoint's chat template."""
         return _last(self.stream_chat(messages, params))
 
@@ -157,7 +157,7 @@ class LLM:
         return self._steps(self.tokenizer.encode(prompt, special=True), params, self.config.eos_ids, show_draft)
 
     def stream_chat(
-        self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None, *, show_draft: bool = False
+        self, messages: Sequence[Mapping[str, str]], params: SamplingParams | None = None, *, show_draft: bool = False
     ) -> Iterator[Step]:
         """One `Step` per forward of `chat`."""
         return self._steps(chat.render(self.tokenizer, messages), params, self.config.eos_ids, show_draft)

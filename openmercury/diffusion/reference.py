@@ -5,7 +5,6 @@ Every forward reads the whole text again under the attention rule. The engine mu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -49,12 +48,11 @@ def _predict(
     noisy: list[int],
     sampling: Sampling,
     behind: int = 0,
-    allowed: Collection[int] | None = None,
 ) -> Choice:
     """One forward over clean text and one noisy group behind it; row i chooses the token of position i + 1.
 
     Its odds are those of the token that stands there; `behind` is the one behind the last. It is penalised for the
-    clean text it sees. The last row chooses among what is `allowed` (None: everything).
+    clean text it sees.
     """
     clean = prompt + answer
     c, n = len(clean), len(clean) + len(noisy)
@@ -78,10 +76,6 @@ def _predict(
     logits = model.logits(hidden)
     for row in range(len(prompt) - 1, n):
         _penalise(logits[row], prompt, clean[len(prompt) : int(end[0, row])], sampling)
-    if allowed is not None:
-        for token in range(logits.shape[1]):
-            if token not in allowed:
-                logits[-1, token] = -torch.inf
     return choose(logits, rows)
 
 
@@ -92,21 +86,11 @@ def _cut(tokens: list[int], eos: set[int]) -> tuple[list[int], bool]:
     return tokens, False
 
 
-def generate_ar(
-    model: Transformer,
-    prompt: list[int],
-    count: int,
-    eos: set[int],
-    sampling: Sampling,
-    allowed: Callable[[list[int]], Collection[int]] | None = None,
-) -> list[int]:
-    """One token per forward; `allowed` says what may stand behind an answer, which ends where that is only its end."""
+def generate_ar(model: Transformer, prompt: list[int], count: int, eos: set[int], sampling: Sampling) -> list[int]:
+    """One token per forward."""
     out: list[int] = []
     while len(out) < count and not (out and out[-1] in eos):
-        only = None if allowed is None else allowed(out)
-        if out and only is not None and set(only) <= eos:
-            break
-        out.append(int(_predict(model, prompt, out, [], sampling, allowed=only).token_M[-1]))
+        out.append(int(_predict(model, prompt, out, [], sampling).token_M[-1]))
     return out
 
 

@@ -118,13 +118,6 @@ def penalise(logits_MV: Tensor, p: Penalties) -> Tensor:
     return x - frequency * answer_MV - presence * (answer_MV > 0)
 
 
-def restrict(logits_MV: Tensor, allowed_MW: Tensor) -> Tensor:
-    """−inf for all tokens v whose bit, v mod 32 of the int32 word v ÷ 32 of a row, is 0."""
-    bit = torch.arange(32, dtype=torch.int32, device=logits_MV.device)
-    allowed_MV = (allowed_MW[..., None] >> bit & 1).flatten(1)[:, : logits_MV.shape[1]]
-    return logits_MV.masked_fill(allowed_MV == 0, float("-inf"))
-
-
 def choose(logits_MV: Tensor, params: RowParams, kind: Sampling = "truncated", *, statistics: bool = True) -> Choice:
     """Pick a token for each row: greedy where temperature is 0, sampled elsewhere.
 

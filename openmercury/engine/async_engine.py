@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
-from openmercury.engine.constraint import Constraint
 from openmercury.engine.engine import Engine
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import FinishReason, Request
@@ -99,11 +98,9 @@ class AsyncEngine:
         *,
         draft: bool = False,
         seed: Sequence[int] | None = None,
-        constraint: Constraint | None = None,
     ) -> Stream:
         """Queue a request, from any thread; raises as `Engine.request`, QueueFullError and EngineStoppedError."""
-        request = self.engine.request(prompt, params, eos, seed=seed, constraint=constraint)
-        mailbox = _Mailbox(request, draft, self._inbox)
+        mailbox = _Mailbox(self.engine.request(prompt, params, eos, seed=seed), draft, self._inbox)
         with self._gate:
             if self._stopped is not None:
                 raise self._stopped.with_traceback(None)

@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from openmercury.engine.config import ROW_BUCKETS, EngineConfig, bucket
-from openmercury.engine.constraint import Constraint
-from openmercury.engine.guide import cannot_follow, guide
 from openmercury.engine.pages import PagePool
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.policy import AutoPolicy, Load, Report
@@ -70,15 +68,11 @@ class Engine:
         eos: Sequence[int] | None = None,
         *,
         seed: Sequence[int] | None = None,
-        constraint: Constraint | None = None,
     ) -> Request:
         """Check a prompt against the checkpoint; raises InputError or UnsupportedError with the remedy.
 
         `seed` are tokens expected to come, such as a text of which an edited one is asked for: where the answer follows
         them, many are verified in one forward. They change nothing but the speed.
-
-        With a `constraint`, which serves one request only, the answer is a text of its grammar, or the beginning of one
-        and ends with finish_reason "length".
 
         `max_tokens` beyond the context is lowered to what fits; such an answer ends with finish_reason "length".
         """
@@ -111,12 +105,7 @@ class Engine:
         ends = frozenset() if params.ignore_eos else frozenset(config.eos_ids if eos is None else eos)
         if len(ends) > MAX_STOP_IDS:
             raise InputError(f"there are {len(ends)} stop ids and room for {MAX_STOP_IDS}: give fewer")
-        if constraint is not None and params.ignore_eos:
-            raise InputError("ignore_eos lets no grammar end the answer: drop it or the grammar")
-        if constraint is not None and seed:
-            raise InputError("a seed and a grammar do not go together: drop one of them")
-        expected = Seed(seed, len(prompt)) if seed else None
-        return Request(list(prompt), params, ends, width, expected, constraint)
+        return Request(list(prompt), params, ends, width, Seed(seed, len(prompt)) if seed else None)
 
     def submit(self, request: Request) -> None:
         """Queue a request; raises ContextOverflowError where its text can never fit into the cache, QueueFullError."""
@@ -276,24 +265,15 @@ class Engine:
     def _launch(self, decode: Decode, settle: Callable[[], None]) -> list[Request]:
         """Launch decoding forwards of requests under the same suspicion; returns those that failed."""
         shape, requests, sampling, steps = decode
-        failed: list[Request] = []
-        if shape.constrained:
-            settle()  # what may come depends on all that has
-            requests, failed = guide(self.runner, shape, requests)
-            decode = decode._replace(requests=requests)
-            if not requests:
-                return failed
         shape = shape._replace(penalised=any(request.penalised for request in requests))
         slots = [request.slot for request in requests if request.slot is not None]
         try:
             if shape.groups == "none":
-                self.runner.stand(slots, [(request.expected, len(request.expected)) for request in requests])
-            pending = self.runner.decode(shape, slots, sampling, steps)
-            _trust(requests)
+                self.runner.set_drafts(requests)
+            pending, failed = self.runner.decode(shape, slots, sampling, steps), _trust(requests)
         except Exception as error:  # as above; the rows stand as after their last whole forward
             settle()  # then all that is not known here is what this call came to
-            pending = self.runner.gained(shape, requests, steps)
-            failed += self._suspect(requests, error)
+            pending, failed = self.runner.gained(shape, requests, steps), self._suspect(requests, error)
         for request in requests:
             request.launched += decode.most_committed
         self.launched.append((decode, pending))
@@ -326,9 +306,8 @@ class Engine:
                         forwards += progress.forwards - request.forwards
                         _take(request, progress)
                         moved.append(request)
-                # A seed's drafts, and a grammar's choices, say nothing of the network's own.
-                if decode.shape.groups != "none" and not decode.shape.constrained:
-                    report = Report(decode.steps, pending.seconds(), tokens, forwards)
+                report = Report(decode.steps, pending.seconds(), tokens, forwards)
+                if decode.shape.groups != "none":  # a seed's drafts say nothing of the network's
                     self.policy.observe(decode.shape, len(decode.requests), decode.sampling, report)
         return moved
 
@@ -361,10 +340,3 @@ def _take(request: Request, progress: Progress) -> None:
         )
     elif request.over:
         request.finish_reason = "stop" if progress.done == STOP else "length"
-    if request.constraint is not None and request.finish_reason != "error":
-        try:
-            request.constraint.commit(progress.tokens)
-            if request.constraint.finished:
-                request.finish_reason = "stop"
-        except Exception as error:  # as in `guide`
-            request.fail(cannot_follow(error))

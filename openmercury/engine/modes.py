@@ -39,7 +39,6 @@ class Shape(NamedTuple):
     width: int
     groups: Groups | Literal["none"] = "all"
     penalised: bool = False  # does any of them count what it has said?
-    constrained: bool = False  # may the clean columns choose only what a grammar allows?
 
     @property
     def most_committed(self) -> int:

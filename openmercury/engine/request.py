@@ -12,7 +12,6 @@ from typing import Literal
 from torch import Tensor
 
 from openmercury.diffusion.sample import Sampling
-from openmercury.engine.constraint import Constraint
 from openmercury.engine.params import Mode, SamplingParams
 from openmercury.engine.seed import SEED_WIDTH, Seed
 from openmercury.errors import OpenMercuryError
@@ -29,7 +28,6 @@ class Request:
     eos: frozenset[int]
     width: int
     seed: Seed | None = None
-    constraint: Constraint | None = None
     tokens: list[int] = field(init=False)
     forwards: int = 0
     finish_reason: FinishReason | None = None

@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from openmercury.diffusion.sample import NO_TOKEN, Sampling
+from openmercury.diffusion.sample import NO_TOKEN, Choice, Penalties, RowParams, Sampling, choose, penalise
 from openmercury.engine import modes
 from openmercury.engine.cache import GatherAttend, PagedCache, slots_of
 from openmercury.engine.config import DEFAULT_EDIT_BELOW, DEFAULT_THRESHOLD, ROW_BUCKETS, EngineConfig, bucket
-from openmercury.engine.constraint import Words
-from openmercury.engine.head import Head
 from openmercury.engine.modes import ForwardBatch, Shape
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
@@ -102,8 +100,6 @@ class Runner:
         self.slots, self.cache = self._allocate(longest, widest)
         self.pages = self.cache.key.shape[1] // config.page_size
         self.graphs: dict[Hashable, Captured] = {}
-        self.words = -(-model.config.vocab_size // 32)
-        self.allowed: dict[int, Tensor] = {}  # by columns, [most rows of a forward, columns, words] each
         self.cuda: CudaForward | None = None
         self.stats: EngineStats | None = None
         # Exact float32 products are slow in Triton, and cuBLAS has them.
@@ -181,6 +177,17 @@ class Runner:
         given = self._tensor(table)
         self.slots.pages[given[:, 0], :longest] = given[:, 1:].int()
 
+    def set_drafts(self, requests: Sequence[Request]) -> None:
+        """Put what their seeds expect in the place of the rows' own drafts."""
+        longest = max(len(request.expected) for request in requests)
+        table = [
+            [request.slot, len(request.expected), *request.expected] + [0] * (longest - len(request.expected))
+            for request in requests
+        ]
+        given = self._tensor(table)
+        self.slots.ahead_count[given[:, 0]] = given[:, 1]
+        self.slots.ahead[given[:, 0], :longest] = given[:, 2:]
+
     def leave(self, slots: Sequence[int]) -> None:
         """Freeze rows whose request ended on the host's side."""
         self.slots.done.index_fill_(0, self._tensor(list(slots)), LENGTH)
@@ -190,8 +197,8 @@ class Runner:
         return self.slots.ahead[slot].clone()
 
     def drafts(self, request: Request) -> list[int]:
-        """The drafted tokens or the active block of a running request, for display; mode `ar` has neither."""
-        if request.slot is None or request.mode == "ar":
+        """The drafted tokens or the active block of a running request, for display."""
+        if request.slot is None:
             return []
         room = max(0, request.limit - len(request.tokens))
         count = (
@@ -201,35 +208,6 @@ class Runner:
         )
         ids: list[int] = self.slots.ahead[request.slot, :count].tolist()
         return ids
-
-    # --- constraints -------------------------------------------------------------------------------------------------
-
-    def standing(self, slots: Sequence[int], width: int) -> list[tuple[list[int], int]]:
-        """What stands behind the text of some rows, up to `width` tokens, and how many of them are drafts."""
-        rows = self._tensor(list(slots))
-        both = torch.cat((self.slots.ahead[rows, :width], self.slots.ahead_count[rows, None]), dim=1)
-        return [(row[:-1], min(row[-1], width)) for row in both.tolist()]
-
-    def stand(self, slots: Sequence[int], ahead: Sequence[tuple[Sequence[int], int]]) -> None:
-        """Write what `standing` reads."""
-        longest = max(len(ids) for ids, _ in ahead)
-        table = [[count, *ids] + [0] * (longest - len(ids)) for ids, count in ahead]
-        rows, given = self._tensor(list(slots)), self._tensor(table)
-        self.slots.ahead_count[rows] = given[:, 0]
-        self.slots.ahead[rows, :longest] = given[:, 1:]
-
-    def allow(self, words_RCW: Words) -> None:
-        """Which tokens the clean columns of the coming constrained forward may choose, in the order of its rows."""
-        given = torch.from_numpy(words_RCW)
-        target = self._allowed(*words_RCW.shape[:2])
-        target.copy_(given.pin_memory() if self.fused else given, non_blocking=self.fused)
-
-    def _allowed(self, rows: int, columns: int) -> Tensor:
-        """Where graphs find what may be chosen: it must stay where it is, so it is as large as it will ever be."""
-        if columns not in self.allowed:
-            most = bucket(self.config.max_requests, ROW_BUCKETS)
-            self.allowed[columns] = torch.empty(most, columns, self.words, dtype=torch.int32, device=self.device)
-        return self.allowed[columns][:rows]
 
     # --- forwards ----------------------------------------------------------------------------------------------------
 
@@ -303,18 +281,17 @@ class Runner:
 
     def _decode(self, shape: Shape, sampling: Sampling, forwards: int) -> Callable[[Tensor], Tensor]:
         def run(rows: Tensor) -> Tensor:
-            allowed = self._allowed(len(rows), shape.most_columns) if shape.constrained else None
             for _ in range(forwards):
                 if self.cuda is not None:
-                    self.cuda.decode(rows, shape, sampling, allowed)
+                    self.cuda.decode(rows, shape, sampling)
                 else:
                     columns = shape.most_columns if self.fused else modes.needed_columns(self.slots, rows, shape)
-                    self._step(shape, rows, columns, sampling, allowed)
+                    self._step(shape, rows, columns, sampling)
             return self._pack(rows, shape.most_committed * forwards)
 
         return run
 
-    def _step(self, shape: Shape, rows: Tensor, columns: int, sampling: Sampling, allowed_RCW: Tensor | None) -> None:
+    def _step(self, shape: Shape, rows: Tensor, columns: int, sampling: Sampling) -> None:
         batch = modes.plan(self.slots, rows, shape, columns, self.mask_id)
         noisy = shape.noisy
         gate = batch.group_RQ >= 0 if noisy else None
@@ -329,11 +306,20 @@ class Runner:
             penalties = self.slots.penalties(rows, end_RM, self.model.config.vocab_size)
         statistics = shape.mode == "diffusion"
         with timed_head(self.stats):
-            head = Head(self.model, self.config.head_rows, sampling, statistics)
-            choice = head.choose(
-                hidden_RMD, params, penalties, None if allowed_RCW is None else allowed_RCW[:, :columns]
-            )
+            choice = self._choose(hidden_RMD.flatten(0, 1), params, penalties, sampling, statistics=statistics)
         modes.apply(self.slots, rows, shape, batch, choice, self.mask_id)
+
+    def _choose(
+        self, hidden_MD: Tensor, params: RowParams, penalties: Penalties | None, sampling: Sampling, *, statistics: bool
+    ) -> Choice:
+        parts = []
+        for begin in range(0, len(hidden_MD), self.config.head_rows):
+            rows = slice(begin, begin + self.config.head_rows)
+            logits_MV = self.model.logits(hidden_MD[rows])
+            if penalties is not None:
+                logits_MV = penalise(logits_MV, penalties.rows(rows))
+            parts.append(choose(logits_MV, params.rows(rows), sampling, statistics=statistics))
+        return Choice(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
     def _attend(self, batch: ForwardBatch, rows: Tensor, *, noisy: bool) -> Attend:
         pages_RP = self.slots.pages[rows]

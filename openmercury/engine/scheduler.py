@@ -133,20 +133,7 @@ class Scheduler:
         return [Shape(mode, width, self.config.draft_groups if mode == "verified" else "all")]
 
     def _shaped(self, ready: list[Request], watched: bool) -> list[Decode]:
-        """Requests by the shape of their next forwards; the constrained ones, which the host has to look at, first."""
-        free = [request for request in ready if request.constraint is None]
-        bound = [request for request in ready if request.constraint is not None]
-        decodes = [
-            Decode(shape._replace(constrained=True), alike, _sampling(alike), 1)
-            for shape, alike in self._alike(bound).items()
-        ]
-        for shape, alike in self._alike(free).items():
-            kind = _sampling(alike)
-            steps = 1 if watched or shape == SEEDED else self.policy.steps(shape, len(alike), kind)
-            decodes.append(Decode(shape, alike, kind, steps))
-        return decodes
-
-    def _alike(self, ready: list[Request]) -> dict[Shape, list[Request]]:
+        """Requests by the shape of their next forwards."""
         shaped: dict[Shape, list[Request]] = {}
         expecting = [request for request in ready if request.expect()]
         if expecting:
@@ -159,7 +146,11 @@ class Scheduler:
         free = [request for request in ready if request.mode == "auto"]
         if free:
             shaped.setdefault(self.policy.shape(len(free), _sampling(free)), []).extend(free)
-        return shaped
+        return [
+            Decode(shape, alike, kind := _sampling(alike), 1 if once else self.policy.steps(shape, len(alike), kind))
+            for shape, alike in shaped.items()
+            for once in [watched or shape == SEEDED]
+        ]
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.pool.size)

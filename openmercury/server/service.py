@@ -6,10 +6,9 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from openmercury.engine.async_engine import AsyncEngine, Stream, Update
-from openmercury.engine.constraint import Constraint
 from openmercury.engine.params import Mode, SamplingParams
 from openmercury.llm import LLM, DraftPiece
 from openmercury.text.stream import TextStream
@@ -118,10 +117,11 @@ class Service:
         eos: Sequence[int] | None = None,
         draft: bool = False,
         seed: Sequence[int] | None = None,
-        constraint: Constraint | None = None,
+        constraint: Any = None,
     ) -> Answer:
         """Queue a request; raises what `Engine.request` does, QueueFullError and EngineStoppedError."""
-        stream = self.engine.submit(ids, params, eos, draft=draft, seed=seed, constraint=constraint)
+        more = {name: given for name, given in (("seed", seed), ("constraint", constraint)) if given is not None}
+        stream = self.engine.submit(ids, params, eos, draft=draft, **more)
         ends = frozenset(() if params.ignore_eos else self.llm.config.eos_ids if eos is None else eos)
         return Answer(self.llm, stream, params.stop, ends, params.mode)
 

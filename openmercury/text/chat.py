@@ -22,35 +22,27 @@ from openmercury.text.stream import begun
 from openmercury.text.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
-EXTRAS = {"assistant": {"tool_calls"}, "tool": {"tool_call_id"}}
 BREAK = "\ud800"  # half of a surrogate pair: valid text has none, and no template trims it
 
 
 def render(
-    tokenizer: Tokenizer,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    tools: Sequence[Mapping[str, Any]] = (),
-    add_generation_prompt: bool = True,
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
 ) -> list[int]:
     """Token ids of the conversation, with `add_generation_prompt` ready for the assistant's answer.
 
-    A message has `role` (system, user, assistant or tool) and `content`. One of the assistant may have `tool_calls`
-    besides or in place of content, and one of a tool the `tool_call_id` it answers, both as OpenAI writes them; `tools`
-    too are OpenAI's. Raises EmptyPromptError when no message says anything, InputError for messages that are malformed
-    or that the template refuses, and UnsupportedError when there is no usable template.
+    A message has `role` (system, user, assistant or tool) and `content`, and nothing else. Raises EmptyPromptError
+    when no message says anything, InputError for messages that are malformed or that the template refuses, and
+    UnsupportedError when there is no usable template.
     """
     if tokenizer.chat_template is None:
         raise UnsupportedError("this checkpoint has no chat template: give raw text with --raw")
-    if tools and "tools" not in tokenizer.chat_template:
-        raise UnsupportedError("this checkpoint's chat template knows no tools: leave them out")
     _check(messages)
     names = sorted(tokenizer.special, key=len, reverse=True)  # of two that begin alike, the longer one is meant
     text = _rendered(
         tokenizer.chat_template,
-        messages=[_broken(_plain(message), names) for message in messages],
+        messages=[{**message, "content": _broken(message["content"], names)} for message in messages],
         add_generation_prompt=add_generation_prompt,
-        tools=_broken(list(tools), names) or None,
+        tools=None,
         **tokenizer.named_tokens,
     )
     if BREAK not in text:
@@ -62,53 +54,20 @@ def render(
     return ids
 
 
-def _check(messages: Sequence[Mapping[str, Any]]) -> None:
-    calls: set[object] = set()
+def _check(messages: Sequence[Mapping[str, str]]) -> None:
     for number, message in enumerate(messages, 1):
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise InputError(f"message {number} has role {role!r}: use one of {', '.join(ROLES)}")
-        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+        if not isinstance(content, str):
             raise InputError(f"message {number} has no text: give its content as a string")
-        unknown = message.keys() - {"role", "content"} - EXTRAS.get(role, set())
+        unknown = message.keys() - {"role", "content"}
         if unknown:
             raise InputError(f"message {number} has {min(unknown)!r}, which is not supported: leave it out")
-        if re.search("[\ud800-\udfff]", content or ""):
+        if re.search("[\ud800-\udfff]", content):
             raise InputError(f"message {number} holds half of a surrogate pair: send valid Unicode")
-        for call in message.get("tool_calls") or ():
-            calls.add(_checked(call, number).get("id"))
-        if message.get("tool_call_id") is not None and message["tool_call_id"] not in calls:
-            raise InputError(f"message {number} answers a tool call that was not made: give the id of one that was")
-    if not any((message["content"] or "").strip() or message.get("tool_calls") for message in messages):
+    if not any(message["content"].strip() for message in messages):
         raise EmptyPromptError("the conversation is empty: write what you want")
-
-
-def _checked(call: Any, number: int) -> Mapping[str, Any]:
-    match call:
-        case {"function": {"name": str(), "arguments": str()}}:
-            return dict(call)
-    raise InputError(f"message {number} has a tool call without a function's name and arguments: give both as text")
-
-
-def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as templates read it: arguments of tool calls are an object, not its JSON."""
-    plain = {"role": message["role"], "content": message["content"] or ""}
-    if message.get("tool_calls"):
-        plain["tool_calls"] = [
-            {"type": "function", "function": {"name": call["function"]["name"], "arguments": _arguments(call)}}
-            for call in message["tool_calls"]
-        ]
-    return plain
-
-
-def _arguments(call: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        arguments = json.loads(call["function"]["arguments"] or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise InputError(f"the arguments of a call of {call['function']['name']} are no JSON object: send one")
-    return arguments
 
 
 # --- control tokens in content ---------------------------------------------------------------------------------------
@@ -118,16 +77,8 @@ def _any(names: Sequence[str]) -> str:
     return "|".join(map(re.escape, names))
 
 
-def _broken(content: Any, names: Sequence[str]) -> Any:
-    """The same with a break in every control token that its texts spell, and behind one that they only begin to."""
-    if isinstance(content, Mapping):
-        return {_broken(key, names): _broken(value, names) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_broken(value, names) for value in content]
-    if not isinstance(content, str):
-        return content
-    if re.search("[\ud800-\udfff]", content):
-        raise InputError("a tool or a call of one holds half of a surrogate pair: send valid Unicode")
+def _broken(content: str, names: Sequence[str]) -> str:
+    """`content` with a break in every control token it spells, and behind one that it only begins to spell."""
     if any(name in content for name in names):
         content = re.sub(rf"(?s)(?=(?:{_any(names)}))(.)", rf"\1{BREAK}", content)
     return content + BREAK if begun(content, names) else content

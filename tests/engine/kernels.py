@@ -213,47 +213,32 @@ def plans_and_applies(seed: int) -> None:
 
 
 def whole_steps(dtype: torch.dtype, head_size: int) -> None:
-    """A prompt is read and decoded in each mode by the kernels alone: the text of the plain engine, also where one of
-    two rows is bound by a grammar."""
+    """A prompt is read and decoded in each mode by the kernels alone: the text of the plain engine."""
     from openmercury.engine.config import EngineConfig
     from openmercury.engine.engine import Engine
     from openmercury.engine.params import SamplingParams
-    from tests.engine.test_constraint import Machine, Walk
 
     config = tiny.config().model_copy(update={"head_size": head_size, "max_context": 64, "n_layers": 1})
     model = tiny.network(dtype=dtype, of=config).to(DEVICE)
-    free: tuple[dict[str, object], ...] = (
+    settings = EngineConfig(draft_width=2, max_requests=2, page_size=4, cache_tokens=200)
+    for asked in (
         {"mode": "ar", "temperature": 0.9},
         {"mode": "verified", "temperature": 0.0},
         {"mode": "verified", "temperature": 0.9},
         {"mode": "verified", "temperature": 0.0, "frequency_penalty": 1.5},
         {"mode": "diffusion", "temperature": 0.0, "block_size": 3},
-    )
-    bound = [{**asked, "max_tokens": 6} for asked in (free[0], free[1], free[4])]
-    cases = [(asked, "all", False) for asked in free] + [(asked, "all", True) for asked in bound]
-    for asked, groups, by_grammar in [*cases, (bound[1], "last", True)]:
-        settings = EngineConfig(
-            draft_width=2,
-            draft_groups=groups,
-            max_requests=2,
-            page_size=4,
-            cache_tokens=200,  # type: ignore[arg-type]
-        )
+    ):
         texts = []
         for fused in (False, True):
             engine = Engine(copy.deepcopy(model), settings)
             runner = engine.runner
             runner.cuda = CudaForward(runner.model, runner.cache, runner.slots, tiny.MASK, 64) if fused else None
-            params = SamplingParams.model_validate({"max_tokens": 4, "seed": 3, **asked})
-            seed = [7, 8, 9] if params.mode == "verified" and not by_grammar else None
-            walk = Walk(Machine(random.Random(4)), forced=True) if by_grammar else None
-            requests = [
-                engine.request([5, 6, 7], params, seed=seed, constraint=walk),
-                engine.request([9, 8, 7, 6, 5], params),
-            ]
+            params = SamplingParams.model_validate({**asked, "max_tokens": 4, "seed": 3})
+            seed = [7, 8, 9] if params.mode == "verified" else None
+            requests = [engine.request([5, 6, 7], params, seed=seed), engine.request([9, 8, 7, 6, 5], params)]
             list(engine.generate(requests))
             texts.append([request.completion for request in requests])
-        assert texts[0] == texts[1], (asked, groups, by_grammar, texts)
+        assert texts[0] == texts[1], (asked, texts)
 
 
 def attention(rows: int, queries: int, heads: int, kv_heads: int, dtype: torch.dtype, bound: float) -> None:

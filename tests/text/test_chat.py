@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -176,72 +174,6 @@ def test_shipped_equals_transformers(
         conversation, chat_template=shipped.chat_template, add_generation_prompt=prompt, return_dict=False
     )
     assert chat.render(shipped, conversation, add_generation_prompt=prompt) == ids
-
-
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "Weather of a city <b>&</b> its 'days'",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string", "default": None}}},
-    },
-}
-
-
-def called(arguments: str) -> list[dict[str, Any]]:
-    """An exchange with a tool."""
-    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
-    return [
-        {"role": "user", "content": "And in Zürich?"},
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
-    ]
-
-
-def test_shipped_renders_tools_as_transformers_does(shipped: Tokenizer, shipped_folder: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    oracle = transformers.PreTrainedTokenizerFast(tokenizer_file=str(shipped_folder / "tokenizer.json"))
-    conversation = called('{"city": "Zürich", "days": [1, 2]}')
-    theirs = called("")
-    theirs[1]["tool_calls"][0]["function"]["arguments"] = {"city": "Zürich", "days": [1, 2]}
-    theirs[1]["content"] = ""
-    ids = oracle.apply_chat_template(
-        theirs, tools=[WEATHER], chat_template=shipped.chat_template, add_generation_prompt=True, return_dict=False
-    )
-    assert chat.render(shipped, conversation, tools=[WEATHER]) == ids
-
-
-def test_shipped_resists_injection_through_tools(shipped: Tokenizer) -> None:
-    hostile = {"type": "function", "function": {"name": "f", "description": INJECTION, "parameters": {INJECTION: 1}}}
-    plain = chat.render(shipped, called("{}"), tools=[WEATHER])
-    ids = chat.render(shipped, called(json.dumps({"city": INJECTION})), tools=[hostile])
-    control = [[number for number in each if number in shipped.special.values()] for each in (plain, ids)]
-    assert control[0] == control[1]
-
-
-@pytest.mark.parametrize(
-    ("broken", "told"),
-    [
-        ({"function": {"name": "f"}}, "message 1 has a tool call without"),
-        ("f", "message 1 has a tool call without"),
-        ({"function": {"name": "f", "arguments": "[1]"}}, "arguments of a call of f are no JSON object"),
-        ({"function": {"name": "f", "arguments": "{"}}, "arguments of a call of f are no JSON object"),
-        ({"function": {"name": "f", "arguments": '{"a": "\\ud800"}'}}, "surrogate"),
-    ],
-)
-def test_malformed_calls(broken: Any, told: str) -> None:
-    with pytest.raises(InputError, match=told):
-        chat.render(TINY, [{"role": "assistant", "content": None, "tool_calls": [broken]}])
-
-
-def test_a_tool_answers_a_call_that_was_made() -> None:
-    with pytest.raises(InputError, match="message 1 answers a tool call that was not made"):
-        chat.render(TINY, called("{}")[2:])
-
-
-def test_a_template_without_tools_is_told() -> None:
-    with pytest.raises(UnsupportedError, match="knows no tools"):
-        chat.render(TINY, [{"role": "user", "content": "hi"}], tools=[WEATHER])
 
 
 def test_shipped_resists_injection(shipped: Tokenizer) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from openmercury.diffusion.sample import Choice, Penalties, RowParams, Sampling, choose, penalise, restrict
+from openmercury.diffusion.sample import Choice, Penalties, RowParams, Sampling, choose, penalise
 from openmercury.engine.cache import PagedCache
 from openmercury.engine.cuda import steps
 from openmercury.engine.cuda.head import Wanted, choose_fused
@@ -38,8 +38,8 @@ class CudaForward:
         self.network(plan.stream, plan.layout, None)
         self.slots.written[rows_R] = start_R + count_R
 
-    def decode(self, rows_R: Tensor, shape: Shape, sampling: Sampling, allowed_RCW: Tensor | None = None) -> None:
-        """One forward of rows that share a shape; their clean columns choose what is allowed."""
+    def decode(self, rows_R: Tensor, shape: Shape, sampling: Sampling) -> None:
+        """One forward of rows that share a shape."""
         plan = steps.plan(self.model, self.slots, rows_R, shape, self.mask_id, self.cache.page_size)
         x_ND = self.network(plan.stream, plan.layout, plan.gate_N if shape.noisy else None)
         hidden_ND = self.network.norm(x_ND, self.model.norm.weight)
@@ -47,15 +47,13 @@ class CudaForward:
         if shape.penalised:
             end_RQ = plan.layout.end_N.view(len(rows_R), -1).long()
             penalties = self.slots.penalties(rows_R, end_RQ, self.model.config.vocab_size)
-        allowed_MW = None if allowed_RCW is None else allowed_RCW.flatten(0, 1)
         if shape.mode == "ar":
-            token_R = self._choose(hidden_ND, plan, None, sampling, penalties, allowed_MW).token_M
-            steps.apply_ar(self.slots, rows_R, token_R)
+            steps.apply_ar(self.slots, rows_R, self._choose(hidden_ND, plan, None, sampling, penalties).token_M)
         elif shape.mode == "diffusion":
-            choice = self._choose(hidden_ND, plan, None, sampling, penalties, allowed_MW, statistics=True)
+            choice = self._choose(hidden_ND, plan, None, sampling, penalties, statistics=True)
             steps.apply_diffusion(self.slots, rows_R, shape.width, choice, self.mask_id)
         else:
-            self._verify(hidden_ND, plan, rows_R, shape, sampling, penalties, allowed_MW)
+            self._verify(hidden_ND, plan, rows_R, shape, sampling, penalties)
 
     def _verify(
         self,
@@ -65,27 +63,22 @@ class CudaForward:
         shape: Shape,
         sampling: Sampling,
         penalties: Penalties | None,
-        allowed_MW: Tensor | None,
     ) -> None:
-        """Choices of all columns at once; or, where they are many or only the clean ones are bound to what is allowed,
-        of these and then of the one group that matters."""
+        """Choices of all columns at once; or, where many, of the clean ones and then of the one group that matters."""
         rows, columns, clean = len(rows_R), plan.layout.columns, shape.width + 1
         if shape.groups == "none":
             token_RC = self._choose(hidden_ND, plan, None, sampling, penalties).token_M.view(rows, clean)
             steps.apply_verified(self.slots, rows_R, shape, token_RC, token_RC, picked=False)
             return
-        if allowed_MW is None and (shape.groups == "last" or rows * columns <= ONE_PASS):
+        if shape.groups == "last" or rows * columns <= ONE_PASS:
             token_RQ = self._choose(hidden_ND, plan, None, sampling, penalties).token_M.view(rows, columns)
             steps.apply_verified(self.slots, rows_R, shape, token_RQ[:, :clean], token_RQ[:, clean:], picked=False)
             return
         column = torch.arange(clean, dtype=torch.int32, device=rows_R.device)
         first = torch.arange(0, rows * columns, columns, dtype=torch.int32, device=rows_R.device)
         index_M = (first[:, None] + column).flatten()
-        token_RC = self._choose(hidden_ND, plan, index_M, sampling, penalties, allowed_MW).token_M.view(rows, clean)
-        if shape.groups == "last":
-            index_M = (first[:, None] + clean + column[:-1]).flatten()
-        else:
-            index_M = steps.accept(self.slots, rows_R, shape.width, token_RC)
+        token_RC = self._choose(hidden_ND, plan, index_M, sampling, penalties).token_M.view(rows, clean)
+        index_M = steps.accept(self.slots, rows_R, shape.width, token_RC)
         drafted = self._choose(hidden_ND, plan, index_M, sampling, penalties).token_M.view(rows, shape.width)
         steps.apply_verified(self.slots, rows_R, shape, token_RC, drafted, picked=True)
 
@@ -96,15 +89,12 @@ class CudaForward:
         index_M: Tensor | None,
         sampling: Sampling,
         penalties: Penalties | None,
-        allowed_MW: Tensor | None = None,
         *,
         statistics: bool = False,
     ) -> Choice:
         with timed_head(self.stats):
-            if sampling == "truncated" or penalties is not None or allowed_MW is not None:
-                return self._choose_stored(
-                    hidden_ND, plan, index_M, sampling, penalties, allowed_MW, statistics=statistics
-                )
+            if sampling == "truncated" or penalties is not None:
+                return self._choose_stored(hidden_ND, plan, index_M, sampling, penalties, statistics=statistics)
             return self._choose_fused(hidden_ND, plan, index_M, sample=sampling == "sampled", statistics=statistics)
 
     def _choose_fused(
@@ -123,17 +113,15 @@ class CudaForward:
         index_M: Tensor | None,
         sampling: Sampling,
         penalties: Penalties | None,
-        allowed_MW: Tensor | None,
         *,
         statistics: bool,
     ) -> Choice:
-        """Top-k and top-p need a row's logits in order, penalties and grammars change them: here they are stored,
-        `head_rows` rows at a time."""
+        """Top-k and top-p need a row's logits in order, penalties scatter into them: here they are stored, `head_rows`
+        rows at a time."""
         slots, layout, device = self.slots, plan.layout, hidden_ND.device
         every = torch.arange(len(hidden_ND), device=device) if index_M is None else index_M.long()
         parts = []
-        for begin in range(0, len(every), self.head_rows):
-            n = every[begin : begin + self.head_rows]
+        for n in every.split(self.head_rows):
             row = layout.rows_R[n // layout.columns]
             params = RowParams(
                 slots.temperature[row], slots.top_k[row], slots.top_p[row], slots.seed[row],
@@ -142,7 +130,5 @@ class CudaForward:
             logits = self.model.logits(hidden_ND[n])
             if penalties is not None:
                 logits = penalise(logits, penalties.rows(n))
-            if allowed_MW is not None:
-                logits = restrict(logits, allowed_MW[begin : begin + self.head_rows])
             parts.append(choose(logits, params, sampling, statistics=statistics))
         return Choice(*(torch.cat(field) for field in zip(*parts, strict=True)))

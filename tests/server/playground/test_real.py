@@ -84,16 +84,6 @@ def test_masks_resolve_step_by_step(served: made.Served, visit: Visit) -> None:
     assert masks[-1] == 0
 
 
-def test_ar_shows_no_masks_at_any_step(served: made.Served, visit: Visit) -> None:
-    page = visit(f"{served.url}/")
-    ask(page, "ar", "hi", 8)
-    page.wait_for_selector(DONE)
-    slider = page.locator(".player input")
-    for step in range(int(slider.get_attribute("max")) + 1):
-        slider.fill(str(step))
-        assert page.locator(".canvas .mask, .canvas .draft").count() == 0
-
-
 def test_stop_frees_the_engine(served: made.Served, visit: Visit) -> None:
     page = visit(f"{served.url}/")
     ask(page, "ar", "hi", 400)
