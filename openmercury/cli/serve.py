@@ -126,10 +126,12 @@ def _run(llm: LLM, name: str | None, settings: ServerSettings, listener: socket.
     service = Service(llm, name or llm.folder.resolve().name)
     app = create_app(service, settings)
     where = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"http://{where}:{listener.getsockname()[1]}"
     allowed = "with an API key" if settings.keys is not None else "from this machine, without a key"
     print(
         f"model   {service.name} on {llm.device}, {llm.dtype}, mode {settings.mode}\n"
-        f"API     http://{where}:{listener.getsockname()[1]}/v1, {allowed}",
+        f"API     {address}/v1, {allowed}\n"
+        f"page    {address}/",
         file=sys.stderr,
         flush=True,
     )

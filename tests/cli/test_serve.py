@@ -57,6 +57,7 @@ def test_it_prints_where_and_what_and_sigterm_lets_answers_end(tmp_path: Path) -
         assert process.stderr is not None
         model, where = process.stderr.readline(), process.stderr.readline()
         assert re.fullmatch(r"model +tiny on cpu, float64, mode ar\n", model)
+        assert process.stderr.readline().startswith("page")
         found = re.search(r"http://127\.0\.0\.1:\d+/v1", where)
         assert found, where
         url = found[0]

@@ -87,7 +87,7 @@ def test_a_snapshot_ends_where_a_stop_string_would() -> None:
 
 
 def test_comments_keep_a_silent_stream_alive() -> None:
-    with serving(slow(llm(), 0.15), keep_alive_seconds=0.05) as served, httpx.Client(base_url=served.url) as http:
+    with serving(slow(llm(), 0.1), keep_alive_seconds=0.03) as served, httpx.Client(base_url=served.url) as http:
         text = http.post(CHAT, json={**ASK, "max_tokens": 3, "stream": True}).text
         assert ": keep-alive\n\n" in text
         assert frames(text)[-1] == "[DONE]"
