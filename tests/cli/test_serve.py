@@ -13,7 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from openmercury.cli import serve
 from openmercury.cli.main import main
+from tests.eval.made import write_checkpoint
 
 PROGRAM = """
 import sys
@@ -44,6 +46,15 @@ def test_a_key_is_made_and_shown_once(capsys: pytest.CaptureFixture[str], tmp_pa
     assert made not in keys.read_text()
     assert main(["serve", "--add-key", "bob"]) == 1
     assert "--keys FILE" in capsys.readouterr().err
+
+
+def test_limits_reach_the_engine_and_the_rest_suits_the_machine(tmp_path: Path) -> None:
+    folder = str(write_checkpoint(tmp_path / "model"))
+    plain = serve.load_llm(folder, "cpu", "float32", {})
+    changed = serve.load_llm(folder, "cpu", "float32", {"max_waiting": 3, "max_requests": 2})
+    assert (changed.engine.config.max_waiting, changed.engine.config.max_requests) == (3, 2)
+    assert changed.engine.config.draft_width == plain.engine.config.draft_width
+    assert plain.engine.config.max_waiting is None
 
 
 def test_it_prints_where_and_what_and_sigterm_lets_answers_end(tmp_path: Path) -> None:
