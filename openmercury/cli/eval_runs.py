@@ -258,7 +258,7 @@ def _finish(store: Store | None, rows: Sequence[Row], json_out: Path | None) -> 
         print(note)
     if store is not None:
         print(f"report: {store.folder / 'report.md'}")
-        if json_out is not None:
-            json_out.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(json_out, (store.folder / "report.json").read_text(encoding="utf-8"))
+    if json_out is not None:
+        json_out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(json_out, report.figures(None if store is None else store.run, rows))
     return FAILED if any(row.problem is not None for row in rows) else OK

@@ -35,6 +35,13 @@ PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
 OF_THE_PROMPT = (400, 413, 422, 500)
 
 
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    """Redirects are refusals: urllib would follow them with the key, to any host, and without the question."""
+
+    def redirect_request(self, *_: object) -> None:
+        """No other request."""
+
+
 class Remote:
     """A model behind a base URL such as http://localhost:8000/v1; `concurrency` requests are under way at once."""
 
@@ -48,14 +55,17 @@ class Remote:
         attempts: int = ATTEMPTS,
         first_pause: float = FIRST_PAUSE_SECONDS,
     ) -> None:
-        """Raises ConfigError for what is no base URL."""
+        """Raises ConfigError for what is no base URL, and for a key that no header can hold."""
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"{base_url!r} is no base URL: give one like http://localhost:8000/v1")
         if parts.username or parts.password:
             raise ConfigError("the base URL holds credentials: leave them out, and name a variable by --api-key-env")
+        if key is not None and not (key.isascii() and key.isprintable()):  # http.client would quote it
+            raise ConfigError("the key holds a line break or other characters that no key has: set its variable again")
         self.base_url, self.model, self.concurrency = base_url.rstrip("/"), model, concurrency or CONCURRENCY
         self._key, self._attempts, self._first_pause = key, attempts, first_pause
+        self._opener = urllib.request.build_opener(_StayHere)
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -134,7 +144,7 @@ class Remote:
     def _post(self, path: str, body: Mapping[str, Any]) -> Any:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         asked = urllib.request.Request(f"{self.base_url}/{path}", json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(asked, timeout=TIMEOUT_SECONDS) as reply:
+        with self._opener.open(asked, timeout=TIMEOUT_SECONDS) as reply:
             return json.loads(reply.read())
 
 
@@ -171,14 +181,17 @@ def read_answer(reply: Any, stop: Sequence[str], seconds: float) -> Answer:
     try:
         choice, usage = reply["choices"][0], reply.get("usage") or {}
         text = (choice["message"]["content"] if "message" in choice else choice["text"]) or ""
-        tokens, forwards = usage.get("completion_tokens") or 0, usage.get("forwards")
+        tokens, forwards = int(usage.get("completion_tokens") or 0), usage.get("forwards")
+        forwards = None if forwards is None else int(forwards)
         reason = str(choice.get("finish_reason") or "stop")
-    except (KeyError, IndexError, TypeError, AttributeError):
+        if not isinstance(text, str):
+            raise TypeError
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         raise ValueError("its reply is not of the OpenAI protocol") from None
     found = [place for mark in stop if (place := text.find(mark)) >= 0]
     if found:
         text, reason = text[: min(found)], "stop"
-    return Answer(text, reason, int(tokens), None if forwards is None else int(forwards), seconds)
+    return Answer(text, reason, tokens, forwards, seconds)
 
 
 def _told(error: urllib.error.HTTPError) -> str:

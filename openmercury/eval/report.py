@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from openmercury.eval.runner import Job, stale
@@ -102,10 +103,30 @@ def _nothing(errors: Sequence[Sample], kept: Kept) -> str:
 
 
 def write(store: Store, rows: Sequence[Row]) -> None:
-    """Write report.json and report.md."""
-    figures = {"run": store.run, "tasks": [asdict(row) for row in rows]}
-    write_whole(store.folder / "report.json", json.dumps(figures, indent=2) + "\n")
-    write_whole(store.folder / "report.md", markdown(store.run, rows))
+    """Write report.json and report.md: these rows, and those of the run's other tasks as they were written before."""
+    path = store.folder / "report.json"
+    whole = list({(row.task, row.style): row for row in (*_written(path), *rows)}.values())
+    write_whole(path, figures(store.run, whole))
+    write_whole(store.folder / "report.md", markdown(store.run, whole))
+
+
+def figures(run: Mapping[str, Any] | None, rows: Sequence[Row]) -> str:
+    """JSON; `run` None where no task could be run."""
+    return json.dumps({"run": run, "tasks": [asdict(row) for row in rows]}, indent=2) + "\n"
+
+
+def _written(path: Path) -> list[Row]:
+    """The rows of a report; none where it is missing or not of this version, for `--score` writes it again."""
+    try:
+        return [_row(told) for told in json.loads(path.read_text(encoding="utf-8"))["tasks"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _row(told: Mapping[str, Any]) -> Row:
+    scores = {int(k): Score(**score) for k, score in (told["scores"] or {}).items()}
+    spent = None if told["cost"] is None else Cost(**told["cost"])
+    return Row(**{**told, "scores": scores, "cost": spent, "failures": tuple(told["failures"])})
 
 
 # --- in words --------------------------------------------------------------------------------------------------------

@@ -118,7 +118,8 @@ def judge(
     """
     if again:
         path.unlink(missing_ok=True)
-    known = {verdict.program: verdict for verdict in read_verdicts(path) if verdict.status != "missing"}
+    before = read_verdicts(path)
+    known = {verdict.program: verdict for verdict in before if verdict.status != "missing"}
     programs = _programs(work, kept)
     waiting: dict[str, list[Place]] = {}
     for place, program in programs.items():
@@ -133,7 +134,8 @@ def judge(
                     file.add(vars(verdicts[problem, index]))
             on_progress(len(verdicts), len(programs))
     verdicts = {place: verdicts[place] for place in programs}
-    write_whole(path, "".join(json.dumps(vars(verdict)) + "\n" for verdict in verdicts.values()))
+    whole = {(verdict.problem, verdict.index): verdict for verdict in before} | verdicts  # a --limit asks for fewer
+    write_whole(path, "".join(json.dumps(vars(verdict)) + "\n" for verdict in whole.values()))
     return verdicts
 
 

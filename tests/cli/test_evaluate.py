@@ -106,6 +106,16 @@ def test_tasks_of_the_same_prompts_share_answers(usable: None, llm: BatchLLM) ->
     assert [path.name for path in Path("out/samples").iterdir()] == ["sums.chat.jsonl"]
 
 
+def test_another_task_is_added_to_the_report(usable: None, llm: BatchLLM) -> None:
+    assert run("sums", "--mode", "ar", "--out", "out") == 0
+    [before] = told()["tasks"]
+    assert run("sums+", "--mode", "ar", "--out", "out", "--json", "figures.json") == 0
+    assert told()["tasks"][0] == before
+    assert [one["task"] for one in told()["tasks"]] == ["sums", "sums+"]
+    assert [line.split()[1] for line in Path("out/report.md").read_text().splitlines()[4:6]] == ["sums", "sums+"]
+    assert [one["task"] for one in json.loads(Path("figures.json").read_text())["tasks"]] == ["sums+"]
+
+
 def test_apart_gives_the_same_score(
     no_sandbox: None, llm: BatchLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,7 +135,7 @@ def test_score_judges_what_is_there(usable: None, llm: BatchLLM, capsys: pytest.
     assert row(capsys.readouterr().out, "sums")[1] == "100.0%"
     assert told()["tasks"][0]["passed"] == 6
     assert run("sums+", "--score", "out") == 0
-    assert told()["tasks"][0]["task"] == "sums+"
+    assert [(one["task"], one["passed"]) for one in told()["tasks"]] == [("sums", 6), ("sums+", 6)]
     assert run("--score", "out") == 0
     assert [one["passed"] for one in told()["tasks"]] == [6, 6]
     assert run("humaneval", "--score", "out") == 1
@@ -202,7 +212,8 @@ def test_a_task_without_data_does_not_end_the_others(
     assert row(out, "sums+")[1:] == ["not", "run"]
     assert "sums+: not run: cannot read sums.jsonl.xz (cut); restore the file" in out
     assert told()["tasks"][1]["problem"].startswith("cannot read")
-    assert run("sums+", "--mode", "ar") == 1  # nothing to load a model for
+    assert run("sums+", "--mode", "ar", "--json", "none.json") == 1  # nothing to load a model for
+    assert json.loads(Path("none.json").read_text())["tasks"][0]["problem"].startswith("cannot read")
     assert not Path("eval-runs").exists()
 
 

@@ -68,7 +68,20 @@ def test_a_reply_without_text_or_usage_is_an_empty_answer() -> None:
     assert (told.text, told.finish_reason, told.completion_tokens, told.forwards) == ("", "stop", 0, None)
 
 
-@pytest.mark.parametrize("reply", [{}, [], None, {"choices": []}, {"choices": [{}]}, {"choices": [{"message": None}]}])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {},
+        [],
+        None,
+        {"choices": []},
+        {"choices": [{}]},
+        {"choices": [{"message": None}]},
+        {"choices": [{"message": {"content": [{"type": "text", "text": "x"}]}}]},
+        {"choices": [{"text": "x"}], "usage": {"completion_tokens": [1]}},
+        {"choices": [{"text": "x"}], "usage": {"forwards": "many"}},
+    ],
+)
 def test_what_is_no_reply_is_told(reply: Any) -> None:
     with pytest.raises(ValueError, match="not of the OpenAI protocol"):
         read_answer(reply, (), 1.0)
@@ -139,6 +152,20 @@ def test_a_wrong_key_ends_the_run_and_is_not_told() -> None:
     assert "refuses (HTTP 401: Incorrect API key provided: …): check --api-key-env" in str(raised.value)
     assert key not in str(raised.value)
     assert key not in str(Remote(server.url, "m", key=key).identity)
+
+
+@pytest.mark.parametrize("key", ["sk-very-secret\n", "sk-\u2019secret", "sk\tsecret"])
+def test_a_key_that_no_header_holds_is_refused_and_not_told(key: str) -> None:
+    with pytest.raises(ConfigError, match="the key holds a line break") as raised:
+        Remote("http://h/v1", "m", key=key)
+    assert "secret" not in str(raised.value)
+
+
+def test_a_redirect_is_a_refusal() -> None:
+    with Server(always(302, {}, Location="http://127.0.0.1:1/elsewhere")) as server:
+        with pytest.raises(ServerError, match=r"refuses \(HTTP 302"):
+            answers(server, Chat("Give 1"), key="sk-very-secret", concurrency=1)
+        assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/v1", "", "http://"])

@@ -154,6 +154,13 @@ def test_each_program_is_run_once(store: Store, ran: list[str]) -> None:
     assert len(ran) == 6
 
 
+def test_judging_fewer_problems_keeps_the_verdicts_on_the_others(store: Store, ran: list[str]) -> None:
+    runner.generate(Scripted(), work(), 1, DRAWN, store, quiet)
+    whole = judged(store, work())
+    assert len(judged(store, work(count=2))) == 2
+    assert read_verdicts(store.verdicts_path(Sums(), "chat")) == list(whole.values())
+
+
 def test_judging_goes_on_where_it_was_cut(store: Store, ran: list[str]) -> None:
     runner.generate(Scripted(), work(), 1, DRAWN, store, quiet)
     judged(store, work())
