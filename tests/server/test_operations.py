@@ -64,6 +64,8 @@ def test_a_key_opens_the_api_and_nothing_else_needs_one(tmp_path: Path) -> None:
                 assert answer.json()["error"]["type"] == "authentication_error"
         for open_to_all in ("/health", "/ready", "/openapi.json"):
             assert http.get(open_to_all).status_code == 200
+        told = {"request_id": "chatcmpl-1", "user_action": "accept"}
+        assert http.post("/feedback", json=told).status_code == 200  # editors send no key
         with openai.OpenAI(base_url=f"{served.url}/v1", api_key=key) as client:
             assert client.chat.completions.create(**ASK).choices[0].message.content  # type: ignore[call-overload]
         with (
