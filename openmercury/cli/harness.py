@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
+from openmercury.cli.errors import UsageProblem
 from openmercury.cli.likelihood import Side
-from openmercury.cli.options import DECODING, MODEL, SHOWN, DtypeName, ModeName, option
+from openmercury.cli.options import DECODING, MODEL, SHOWN, DtypeName, ModeName, Settings, option
 from openmercury.errors import ConfigError
 
 TASKS, LIKELIHOOD = "Tasks", "Likelihood"
@@ -40,7 +41,10 @@ def harness(
         int | None,
         typer.Option(min=1, help="Of the bound. Default: the checkpoint's.", rich_help_panel=LIKELIHOOD),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Draws of noise for each bound.", rich_help_panel=LIKELIHOOD)] = 4,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Draws of noise for each bound. Default: 4.", rich_help_panel=LIKELIHOOD),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Take so many items of each task.", rich_help_panel=TASKS)
     ] = None,
@@ -52,9 +56,14 @@ def harness(
     json: Annotated[bool, option("Print lm-eval's results as JSON.", "--json", panel=SHOWN)] = False,
 ) -> None:
     """Any task of lm-eval (EleutherAI's harness): by answers or by likelihoods."""
+    Settings(mode=mode, threshold=threshold, seed=seed).sampling()  # refused in the user's words
+    if likelihood == "ar" and (block_size is not None or samples is not None):
+        useless = "--samples" if block_size is None else "--block-size"
+        raise UsageProblem(f"{useless} only acts with --likelihood diffusion: drop it or add that")
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError("harness needs lm-eval: pip install 'openmercury[harness]'")
     from openmercury.eval.harness import OpenMercury, run, table
+    from openmercury.eval.likelihood import SAMPLES
 
     asked = OpenMercury(
         model,
@@ -62,7 +71,7 @@ def harness(
         threshold=threshold,
         likelihood=likelihood,
         bound_block_size=block_size,
-        bound_samples=samples,
+        bound_samples=samples or SAMPLES,
         batch_size=batch_size,
         device=device,
         dtype=dtype,

@@ -225,6 +225,20 @@ def test_unknown_task_names_the_nearest(checkpoint: Path, capsys: pytest.Capture
     assert "did you mean hellaswag?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--threshold 0.5", "--threshold only acts in mode diffusion"),
+        ("--mode diffusion --threshold 5", "--threshold should be less than or equal to 1"),
+        ("--samples 8", "--samples only acts with --likelihood diffusion"),
+        ("--block-size 8", "--block-size only acts with --likelihood diffusion"),
+    ],
+)
+def test_options_that_nothing_would_read(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["harness", "arc_easy", *words.split()]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_without_lm_eval(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main.main(["harness", "arc_easy"]) == 1
