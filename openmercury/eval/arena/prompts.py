@@ -16,7 +16,7 @@ def read(path: Path) -> list[Prompt]:
     """The prompts of a JSON Lines file: `prefix` and `suffix` (infilling) or `prompt` (completion) in each line; a
     `suffix` beside a `prompt` makes it the prefix, as in human-eval-infilling. Raises DataError naming the line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold other ends of lines
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}): give a file of JSON Lines in UTF-8") from None
     found = [_prompt(line, f"{path} line {number}") for number, line in enumerate(lines, 1) if line.strip()]

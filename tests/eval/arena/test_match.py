@@ -69,8 +69,8 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
         {"prefix": "f"},
     ]
     path = tmp_path / "p.jsonl"
-    path.write_text("\n\n".join(map(json.dumps, rows)) + "\n")
-    assert prompts.read(path) == [Fill("a", "b"), Continue("c"), Fill("d", "e"), Fill("f", "")]
+    path.write_text("\n\n".join(map(json.dumps, rows)) + '\n{"prompt": "g\u2028h"}\n')
+    assert prompts.read(path) == [Fill("a", "b"), Continue("c"), Fill("d", "e"), Fill("f", ""), Continue("g\u2028h")]
 
 
 @pytest.mark.parametrize(
