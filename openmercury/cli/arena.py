@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple, cast, get_args
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ from openmercury.cli import generate
 from openmercury.cli.errors import UsageProblem
 from openmercury.cli.eval_runs import settled
 from openmercury.cli.generate import MARKER
-from openmercury.cli.options import DECODING, MODEL, SHOWN, DtypeName, ModeName, Settings, option
+from openmercury.cli.options import DECODING, MODEL, SHOWN, DtypeName, ModeName, Settings, option, refuse_unread
 from openmercury.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -80,8 +80,9 @@ def arena(
 ) -> None:
     """Compare two models or modes blindly. Without --prompts or --task, you paste code; <FILL> marks a gap in it."""
     named = [parse(word) for word in contestants or ()]
-    _check(
+    refuse_unread(
         invocation,
+        NEEDS,
         {
             SHOWING: show,
             VOTING: not show,
@@ -125,15 +126,6 @@ def _hold(
         arena_screen.play(held, asked or arena_screen.pasted(MARKER))
     else:
         _serve(held, asked, port)
-
-
-def _check(invocation: typer.Context, there: Mapping[str, bool]) -> None:
-    """Refuse options that would be ignored."""
-    for name, need in NEEDS.items():
-        source = invocation.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE" and not there[need]:
-            flag = {"contestants": "a contestant", "json_out": "--json"}.get(name, "--" + name.replace("_", "-"))
-            raise UsageProblem(f"{flag} goes with {need}: drop it")
 
 
 # --- who -------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ Figures go to stdout, the progress bar to stderr. Nothing a model wrote runs out
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +13,7 @@ import typer
 from openmercury.cli import eval_runs as runs
 from openmercury.cli import sweep as sweeps
 from openmercury.cli.errors import UsageProblem
-from openmercury.cli.options import DECODING, MODEL, SHOWN, DtypeName, ModeName, Settings, option
+from openmercury.cli.options import DECODING, MODEL, SHOWN, DtypeName, ModeName, Settings, given, option, refuse_unread
 
 WHO = "Who answers"
 # What an option needs; given without it, nothing would read it.
@@ -126,8 +125,9 @@ def evaluate(
     ] = False,
 ) -> int:
     """Answer benchmarks and judge the answers: pass@k, tokens per forward, speed. The same command resumes."""
-    _check(
+    refuse_unread(
         invocation,
+        NEEDS,
         {
             GENERATING: score is None,
             ENGINE: score is None and not transformers and base_url is None,
@@ -179,13 +179,9 @@ def evaluate(
     if sweep:
         if json_out is not None:
             raise UsageProblem("--json is of one run, and --sweep makes several: see `openmercury frontier --json`")
-        return sweeps.run(wanted, sweep)
+        swept = sweeps.read(sweep)
+        for name in swept:
+            if given(invocation, name):
+                raise UsageProblem(f"--{name.replace('_', '-')} and --sweep {name} exclude each other: drop one")
+        return sweeps.run(wanted, swept)
     return runs.run(wanted)
-
-
-def _check(invocation: typer.Context, there: Mapping[str, bool]) -> None:
-    """Refuse options that would be ignored."""
-    for name, need in NEEDS.items():
-        source = invocation.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE" and not there[need]:
-            raise UsageProblem(f"--{name.replace('_', '-')} goes with {need}: drop it")

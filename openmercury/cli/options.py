@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -32,6 +32,20 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float64", "int8", "fp8"]
 def option(help: str, *names: str, panel: str | None = None, metavar: str | None = None) -> Any:
     """A typer option; the field's name makes its own flag where no `names` are given."""
     return typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar)
+
+
+def given(invocation: typer.Context, name: str) -> bool:
+    """Whether the user wrote an option, whatever its value."""
+    source = invocation.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def refuse_unread(invocation: typer.Context, needs: Mapping[str, str], there: Mapping[str, bool]) -> None:
+    """Raise UsageProblem for an option whose need (option → need) is not `there`: nothing would read it."""
+    for name, need in needs.items():
+        if given(invocation, name) and not there[need]:
+            flag = {"contestants": "a contestant", "json_out": "--json"}.get(name, "--" + name.replace("_", "-"))
+            raise UsageProblem(f"{flag} goes with {need}: drop it")
 
 
 @dataclass(frozen=True)

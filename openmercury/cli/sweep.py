@@ -28,12 +28,12 @@ KINDS: Mapping[str, Callable[[str], Any]] = {"mode": str, "threshold": float, "e
 USUAL = {"mode": ("ar", "verified", "diffusion"), "threshold": (0.05, 0.1, 0.15, 0.3, 0.5, 0.8)}
 
 
-def run(wanted: Wanted, words: Sequence[str]) -> int:
+def run(wanted: Wanted, swept: Mapping[str, tuple[Any, ...]]) -> int:
     """One run for each of the settings, each in a folder of its own in --out; returns the worst exit code."""
     from openmercury.eval.store import RUNS
     from openmercury.eval.tasks import find
 
-    tasks, settings = find(wanted.tasks), each(read(words), wanted.decoding)
+    tasks, settings = find(wanted.tasks), each(swept, wanted.decoding)
     folder = wanted.out or RUNS / "sweep"
     codes = []
     for number, (name, decoding) in enumerate(settings, 1):

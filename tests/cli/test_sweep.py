@@ -64,6 +64,8 @@ def test_the_option_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--json is of one run" in capsys.readouterr().err
     assert main.main(["eval", "humaneval", "--sweep", "mode", "--transformers"]) == 2
     assert "--sweep goes with our own engine" in capsys.readouterr().err
+    assert main.main(["eval", "humaneval", "--sweep", "mode=ar", "--mode", "diffusion"]) == 2
+    assert "--mode and --sweep mode exclude each other" in capsys.readouterr().err
 
 
 @pytest.mark.slow
