@@ -35,10 +35,15 @@ def agreements(left: Store, right: Store) -> list[Agreement]:
 
 def _agreement(left: Store, right: Store, name: str, style: Style) -> Agreement:
     [task] = find([name])
-    first, second = (_answers(store.samples(task, style).samples) for store in (left, right))
+    both = [store.samples(task, style) for store in (left, right)]
+    first, second = (_answers(kept.samples) for kept in both)
     places = [place for place in first if place in second]
     if not places:
         raise DataError(f"the two runs have no answer of {name} in common: generate the same problems in both")
+    if any(both[0].asked[place] != both[1].asked[place] for place in places):
+        raise DataError(
+            f"the two runs asked {name} otherwise (the prompts or --max-tokens): generate one of them again"
+        )
     different = [place for place in places if not identical(first[place], second[place])]
     ends = [
         {(one.problem, one.index): one.status for one in read_verdicts(store.verdicts_path(task, style))}

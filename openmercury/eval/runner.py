@@ -70,6 +70,7 @@ def generate(system: System, work: Job, samples: int, sampling: Sampling, store:
     on_progress(done, len(wanted))
     if not open_:
         return
+    store.begin()
     asks = [Ask(one.prompt, work.max_tokens, seed_of(sampling.seed, one.id, index)) for one, index in open_]
     system.warm_up(len(asks), sampling)
     session, begin = uuid.uuid4().hex[:8], time.monotonic()

@@ -84,10 +84,10 @@ class Kept:
 
 
 class Store:
-    """One folder, whose run.json is read; see `create` and `read`."""
+    """One folder, whose run.json is read; see `create` and `read`. `how` is of this session, once it `begin`s."""
 
-    def __init__(self, folder: Path, run: dict[str, Any]) -> None:
-        self.folder, self.run = folder, run
+    def __init__(self, folder: Path, run: dict[str, Any], how: Mapping[str, Any] | None = None) -> None:
+        self.folder, self.run, self._how = folder, run, how
 
     @classmethod
     def read(cls, folder: Path) -> Store:
@@ -111,16 +111,22 @@ class Store:
         `settings` is what decides the answers, `how` what is worth knowing besides.
         """
         if (folder / "run.json").exists():
-            store = cls.read(folder)
+            store = cls(folder, cls.read(folder).run, how)
             differing = differences(store.run["settings"], settings)
             if differing:
                 raise DataError(f"{folder} holds a run with other settings ({differing}): give another --out")
         else:
-            store = cls(folder, {"key": key_of(settings), "settings": dict(settings), "how": {}, "tasks": []})
+            run = {"key": key_of(settings), "settings": dict(settings), "how": dict(how), "tasks": []}
+            store = cls(folder, run, how)
         for name in ("samples", "verdicts"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        store.run["how"] = dict(how)
         return store
+
+    def begin(self) -> None:
+        """Answers are about to be asked for: tell how. A session that finds all of them there tells nothing new."""
+        assert self._how is not None
+        self.run["how"] = dict(self._how)
+        self.remember([])
 
     def remember(self, tasks: Sequence[tuple[Task, Style]]) -> None:
         """Add tasks to those of the run, and write run.json."""

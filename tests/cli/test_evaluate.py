@@ -99,6 +99,14 @@ def test_the_same_command_resumes_and_other_settings_go_elsewhere(usable: None, 
     assert len(list(Path("eval-runs").iterdir())) == 2
 
 
+def test_how_is_that_of_the_last_session_that_asked(llm: BatchLLM) -> None:
+    line = ["sums", "--generate-only", "--out", "out", "--limit"]
+    for limit, concurrency, shown in (("2", "3", 3), ("2", "5", 3), ("4", "7", 7)):
+        assert run(*line, limit, "--concurrency", concurrency) == 0
+        assert told()["run"]["how"]["concurrency"] == shown
+        assert json.loads(Path("out/run.json").read_text()) == told()["run"]
+
+
 def test_tasks_of_the_same_prompts_share_answers(usable: None, llm: BatchLLM) -> None:
     assert run("adding", "--mode", "ar", "--out", "out") == 0
     assert len(llm.params) == 6
@@ -299,6 +307,13 @@ def test_compare(usable: None, llm: BatchLLM, capsys: pytest.CaptureFixture[str]
         "  pass@1 over the 4 that both have judged: 100.0% and 75.0%\n"
         "  different: Sum/1\n"
     )
+
+
+def test_compare_refuses_runs_that_asked_otherwise(llm: BatchLLM, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sums", "--out", "a", "--generate-only") == 0
+    assert run("sums", "--out", "b", "--generate-only", "--max-tokens", "9") == 0
+    assert main.main(["compare", "a", "b"]) == 1
+    assert "the two runs asked sums otherwise (the prompts or --max-tokens)" in capsys.readouterr().err
 
 
 def test_compare_refuses_runs_of_different_tasks(llm: BatchLLM, capsys: pytest.CaptureFixture[str]) -> None:
