@@ -54,10 +54,11 @@ def _list(wanted: bool) -> None:
     if wanted:
         from openmercury.eval.tasks import GROUPS, TASKS
 
+        width = max(map(len, (*TASKS, *GROUPS)))
         for name, task in TASKS.items():
-            print(f"{name:24} {task.title} ({', '.join(task.styles)})")
+            print(f"{name:{width}} {task.title} ({', '.join(task.styles)})")
         for name, members in GROUPS.items():
-            print(f"{name:24} = {' '.join(members)}")
+            print(f"{name:{width}} = {' '.join(members)}")
         raise typer.Exit
 
 

@@ -108,7 +108,7 @@ def read_rows(path: Path, *, sha256: str | None = None, remedy: str = "") -> lis
             return [json.loads(line) for line in text.split("\n") if line.strip()]
         rows = json.loads(text)
     except (OSError, lzma.LZMAError, ValueError) as error:
-        raise DataError(f"cannot read {path.name} ({error}); restore the file") from error
+        raise DataError(f"cannot read {path} ({error}); restore the file") from error
     return list(rows.values() if isinstance(rows, dict) else rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -286,9 +287,10 @@ def test_a_style_that_a_task_lacks(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--list") == 0
-    out = capsys.readouterr().out
-    assert "sums                     Sums (chat, completion, fill)\n" in out
-    assert "adding                   = sums sums+\n" in out
+    lines = capsys.readouterr().out.splitlines()
+    assert ["sums", "Sums", "(chat,", "completion,", "fill)"] in [line.split() for line in lines]
+    assert ["adding", "=", "sums", "sums+"] in [line.split() for line in lines]
+    assert len({re.match(r"\S+ +", line).end() for line in lines}) == 1  # type: ignore[union-attr]
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------
