@@ -7,14 +7,12 @@ PHP cannot be solved: it declares `strlen`, which PHP has.
 
 from __future__ import annotations
 
-import hashlib
-import lzma
 from dataclasses import dataclass
 from pathlib import Path
 
-from openmercury.data.decontaminate import eval_folder, read_rows
 from openmercury.errors import DataError
 from openmercury.eval.languages import LANGUAGES
+from openmercury.eval.tasks import data
 from openmercury.eval.tasks.base import Chat, Continue, Problem, Program, Style
 from openmercury.eval.tasks.stitch import stitch
 
@@ -29,13 +27,11 @@ CHAT = (
 
 @dataclass(frozen=True)
 class MultiPLE:
-    """The problems of one language. `suffix` is the data set's word for it; `sha256` that of the data as such."""
+    """The problems of one language: the data set's word for it, the sandbox's, and the mark of its fenced blocks."""
 
     suffix: str
     language: str
     fence: str
-    rows: int
-    sha256: str
     styles: tuple[Style, ...] = ("chat", "completion")
     max_tokens: int = 1024
 
@@ -58,12 +54,7 @@ class MultiPLE:
         """All items, from `multipl_e/humaneval-*.jsonl.xz` of a folder; raises DataError."""
         if style not in self.styles:
             raise DataError(f"{self.name} has no prompts of style {style!r}: it has {' and '.join(self.styles)}")
-        path = eval_folder(folder) / "multipl_e" / f"humaneval-{self.suffix}.jsonl.xz"
-        rows = read_rows(path)
-        if len(rows) != self.rows or any(field not in row for row in rows for field in FIELDS):
-            raise DataError(f"{path.name} is not the file of {self.rows} problems that it should be: restore it")
-        if hashlib.sha256(lzma.decompress(path.read_bytes())).hexdigest() != self.sha256:
-            raise DataError(f"{path.name} has another sha256 than the file that results are compared on: restore it")
+        rows = data.read(folder, f"multipl_e/humaneval-{self.suffix}.jsonl.xz", FIELDS)
         return [Problem(row["name"], self._prompt(row["prompt"], row["stop_tokens"], style), row) for row in rows]
 
     def program(self, problem: Problem, answer: str) -> Program:
@@ -82,13 +73,12 @@ class MultiPLE:
         return Chat(CHAT.format(title=title, fence=self.fence, prompt=prompt.rstrip("\n")))
 
 
-# suffix, language of the sandbox, mark of a fenced block, problems, sha256
-_FILES = (
-    ("cpp", "cpp", "cpp", 161, "8717eabdf202137158c84506144b0fb1e73d5ecccbe5363ec79009ca014df629"),
-    ("java", "java", "java", 158, "b21b015763452ec4f9f4e0e6425148ec331ace4da1232c8b4d441186185f6265"),
-    ("js", "js", "javascript", 161, "634e2eee8d6e22de07c121b972207683dd96be76256bf44bdfc1a3386b739287"),
-    ("php", "php", "php", 161, "bebd86875b1d8e65a8b7e692ed7bdf64612b44aa388825ea4dab40c7047c786b"),
-    ("sh", "bash", "bash", 158, "2f702106e9ce4aa7385de568d9248d6c57c90382d782b162cb9e072fbd01ccf8"),
-    ("ts", "ts", "typescript", 159, "4b1af1050c9f226335d54a8c80553c39454a525cace3e67bdcfcc9092ba02637"),
+_ALL = (
+    MultiPLE("cpp", "cpp", "cpp"),
+    MultiPLE("java", "java", "java"),
+    MultiPLE("js", "js", "javascript"),
+    MultiPLE("php", "php", "php"),
+    MultiPLE("sh", "bash", "bash"),
+    MultiPLE("ts", "ts", "typescript"),
 )
-TASKS = {task.name: task for task in (MultiPLE(*facts) for facts in _FILES)}
+TASKS = {task.name: task for task in _ALL}

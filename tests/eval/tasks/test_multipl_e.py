@@ -6,12 +6,8 @@ extra) and answers to it as models write them.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import lzma
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +16,10 @@ from openmercury.errors import DataError, SandboxError
 from openmercury.eval import sandbox
 from openmercury.eval.sandbox import Verdict
 from openmercury.eval.tasks.base import Chat, Continue, Problem, Style
+from openmercury.eval.tasks.data import SUMS
 from openmercury.eval.tasks.multipl_e import TASKS, MultiPLE
 from openmercury.eval.tasks.stitch import stitch
+from tests.eval.made import write_rows
 
 STOP = {"cpp": ["\n}"], "java": ["\n    }\n"], "bash": ["\n}"]}
 LANGUAGES = ("cpp", "java", "js", "ts", "php", "bash")
@@ -128,22 +126,13 @@ def test_completions_go_on_behind_the_prompt(language: str) -> None:
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "humaneval").mkdir()
-    (tmp_path / "multipl_e").mkdir()
-    return tmp_path
+FILE = "multipl_e/humaneval-sh.jsonl.xz"
 
 
-def written(folder: Path, rows: list[dict[str, object]]) -> MultiPLE:
-    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    (folder / "multipl_e" / "humaneval-sh.jsonl.xz").write_bytes(lzma.compress(data))
-    return replace(TASKS["multipl-e-sh"], rows=len(rows), sha256=hashlib.sha256(data).hexdigest())
-
-
-def test_problems_of_both_styles(folder: Path) -> None:
-    made = written(folder, [dict(problem("bash").row)])
-    (chat,), (completion,) = made.problems(folder, "chat"), made.problems(folder, "completion")
+def test_problems_of_both_styles(tmp_path: Path) -> None:
+    (tmp_path / "humaneval").mkdir()  # by which a folder of evaluation data is known
+    write_rows(tmp_path, FILE, [dict(problem("bash").row)])
+    (chat,), (completion,) = task("bash").problems(tmp_path, "chat"), task("bash").problems(tmp_path, "completion")
     assert chat.id == completion.id == "Made_0_total"
     assert isinstance(chat.prompt, Chat)
     assert "Bash function" in chat.prompt.user
@@ -171,15 +160,14 @@ def test_the_data(language: str) -> None:
                 assert not sandbox.run(task(language).program(problems[name], "")).passed
 
 
-def test_broken_data_are_told(folder: Path) -> None:
-    made = written(folder, [dict(problem("bash").row)])
-    with pytest.raises(DataError, match="another sha256"):
-        replace(made, sha256="0").problems(folder, "chat")
-    with pytest.raises(DataError, match="file of 2 problems"):
-        replace(made, rows=2).problems(folder, "chat")
+def test_there_are_no_prompts_of_style_fill(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no prompts of style 'fill'"):
-        made.problems(folder, "fill")
-    path = folder / "multipl_e" / "humaneval-sh.jsonl.xz"
-    path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(DataError, match="cannot read .*humaneval-sh"):
-        made.problems(folder, "chat")
+        task("bash").problems(tmp_path, "fill")
+
+
+def test_another_version_is_refused_unless_listed(tmp_path: Path) -> None:
+    (tmp_path / "humaneval").mkdir()  # by which a folder of evaluation data is known
+    write_rows(tmp_path, FILE, [dict(problem("bash").row)])
+    (tmp_path / SUMS).unlink()
+    with pytest.raises(DataError, match=r"humaneval-sh\.jsonl\.xz is not the expected version"):
+        task("bash").problems(tmp_path, "chat")
