@@ -94,7 +94,7 @@ class Page(ThreadingHTTPServer):
     def vote(self, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Keep a vote, and tell who wrote what."""
         number, outcome = asked.get("id"), asked.get("outcome")
-        if outcome not in CHOICES:
+        if not isinstance(outcome, str) or outcome not in CHOICES:
             raise RefusedError(HTTPStatus.BAD_REQUEST, f"outcome should be one of {', '.join(CHOICES)}")
         match = self.open.get(number) if isinstance(number, str) else None
         if match is None:
@@ -153,11 +153,11 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "the length of the body is missing")
-        if int(length) > BODY_BYTES:
+        if len(length) > len(str(BODY_BYTES)) or int(length) > BODY_BYTES:
             raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is over {BODY_BYTES} bytes")
         try:
             body = json.loads(self.rfile.read(int(length)))
-        except ValueError:
+        except (ValueError, RecursionError):
             body = None
         if not isinstance(body, dict):
             raise RefusedError(HTTPStatus.BAD_REQUEST, "the body should be a JSON object")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from openmercury.errors import DataError, EmptyPromptError
+from openmercury.errors import DataError, EmptyPromptError, InputError
 from openmercury.eval.tasks.base import Chat, Continue, Fill, Prompt, Task
 
 KEYS = ("prefix", "prompt", "suffix")
@@ -39,9 +39,14 @@ def _prompt(line: str, where: str) -> Prompt:
 
 
 def own(prefix: str, suffix: str | None) -> Prompt:
-    """A prompt from the code around a gap, or before one's end where `suffix` is None; raises EmptyPromptError."""
+    """A prompt from the code around a gap, or before one's end where `suffix` is None.
+
+    Raises EmptyPromptError, and InputError for half a surrogate pair, which JSON can hold and UTF-8 cannot.
+    """
     if not prefix and not suffix:
         raise EmptyPromptError("the prompt is empty: give the code around the gap")
+    if any("\ud800" <= character <= "\udfff" for character in prefix + (suffix or "")):
+        raise InputError("the prompt holds half a surrogate pair, which is no text: leave it out")
     return Continue(prefix) if suffix is None else Fill(prefix, suffix)
 
 

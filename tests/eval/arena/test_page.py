@@ -86,6 +86,7 @@ def test_own_code_and_the_end_of_prompts(page: Page) -> None:
     assert (match["prefix"], match["suffix"]) == ("def f", "")
     assert ask(page, "/match", {"prefix": "", "suffix": ""})[0] == 400
     assert ask(page, "/match", {"prefix": 3})[0] == 400
+    assert ask(page, "/match", {"prefix": "x", "suffix": "\ud800"})[0] == 400
     assert ask(page, "/match", {})[0] == 200
     status, told, _ = ask(page, "/match", {})
     assert (status, "too long" in told["error"]) == (503, True)
@@ -119,6 +120,7 @@ def test_equal_answers_are_a_tie_at_once(tmp_path: Path) -> None:
         ({"content_type": "text/plain"}, 415),
         ({"content_length": None}, 411),
         ({"content_length": str(1 << 30)}, 413),
+        ({"content_length": "9" * 5000}, 413),
         ({"content_length": "-5"}, 411),
     ],
 )
@@ -130,7 +132,7 @@ def test_other_sites_cannot_vote(changed: dict[str, str | None], status: int, pa
     assert ask(page, "/vote", body)[0] == 200
 
 
-@pytest.mark.parametrize("body", ["{", "[]", "1", '{"id": {}}'])
+@pytest.mark.parametrize("body", ["{", "[]", "1", '{"id": {}}', '{"outcome": []}', "[" * 100_000])
 def test_bodies_that_say_nothing_are_refused(body: str, page: Page) -> None:
     assert ask(page, "/vote", body)[0] == 400
 
