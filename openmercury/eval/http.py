@@ -202,7 +202,8 @@ def _told(error: urllib.error.HTTPError) -> str:
         reason = inner.get("message") if isinstance(inner, dict) else inner
     except (OSError, ValueError, AttributeError, http.client.HTTPException):
         reason = None
-    return f"HTTP {error.code}: {str(reason or error.reason)[:300]}"
+    told = " ".join(str(reason or error.reason).split())[:300]
+    return f"HTTP {error.code}: {''.join(filter(str.isprintable, told))}"  # it is shown in a terminal
 
 
 def _reason(error: Exception) -> str:

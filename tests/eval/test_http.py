@@ -154,6 +154,12 @@ def test_a_wrong_key_ends_the_run_and_is_not_told() -> None:
     assert key not in str(Remote(server.url, "m", key=key).identity)
 
 
+def test_a_server_cannot_steer_the_terminal() -> None:
+    with Server(always(400, {"error": {"message": "\x1b[2Jno\nroom"}})) as server:
+        [answer] = answers(server, Chat("Give 1"))
+    assert answer.error == "HTTP 400: [2Jno room"
+
+
 @pytest.mark.parametrize("key", ["sk-very-secret\n", "sk-\u2019secret", "sk\tsecret"])
 def test_a_key_that_no_header_holds_is_refused_and_not_told(key: str) -> None:
     with pytest.raises(ConfigError, match="the key holds a line break") as raised:
