@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import typer
 
 from openmercury.cli import generate
 from openmercury.cli.errors import UsageProblem
-from openmercury.cli.eval_runs import settled
+from openmercury.cli.eval_runs import KEY_ENV, server_key, settled
 from openmercury.cli.generate import MARKER
 from openmercury.cli.options import DECODING, MODEL, SHOWN, DtypeName, ModeName, Settings, option, refuse_unread
 from openmercury.errors import ConfigError, DataError
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 ASKED = "What is asked"
 MODES: tuple[str, ...] = get_args(ModeName)
-PORT, KEY = 8710, "OPENAI_API_KEY"
+PORT = 8710
 # What an option goes with; given without it, nothing would read it.
 SHOWING, VOTING, PAGE, TASK = "--show", "voting, not with --show", "--page", "--task"
 FOLDER, URL = "a contestant that is a folder or a mode", "a contestant that is a URL"
@@ -75,7 +74,7 @@ def arena(
     dtype: Annotated[DtypeName, option("Number format of the weights.", panel=MODEL)] = "auto",
     api_key_env: Annotated[
         str, option("Variable of the environment that holds the servers' key.", panel=MODEL, metavar="NAME")
-    ] = KEY,
+    ] = KEY_ENV,
     json_out: Annotated[bool, option("With --show: print JSON.", "--json", panel=SHOWN)] = False,
 ) -> None:
     """Compare two models or modes blindly. Without --prompts or --task, you paste code; <FILL> marks a gap in it."""
@@ -171,9 +170,7 @@ def _contestants(named: Sequence[Named], settings: Settings, api_key_env: str) -
     from openmercury.eval.http import Remote
     from openmercury.eval.systems import Ours, System
 
-    key = os.environ.get(api_key_env)
-    if key is None and api_key_env != KEY:
-        raise ConfigError(f"--api-key-env names {api_key_env}, which is not set: set it, or name another")
+    key = server_key(api_key_env)
     loaded: dict[str, LLM] = {}
 
     def system(one: Named) -> System:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from openmercury.eval.tasks.base import Style, Task
     from openmercury.llm import LLM
 
+KEY_ENV = "OPENAI_API_KEY"
 LIBRARIES = ("torch", "transformers")
 
 
@@ -135,10 +136,9 @@ def _system(wanted: Wanted) -> System:
         from openmercury.eval.http import Remote
 
         assert decoding.model is not None
-        key = os.environ.get(wanted.api_key_env)
-        if key is None and wanted.api_key_env != "OPENAI_API_KEY":
-            raise ConfigError(f"--api-key-env names {wanted.api_key_env}, which is not set: set it, or name another")
-        return Remote(wanted.base_url, decoding.model, key=key, concurrency=wanted.concurrency)
+        return Remote(
+            wanted.base_url, decoding.model, key=server_key(wanted.api_key_env), concurrency=wanted.concurrency
+        )
     from openmercury.eval.systems import Ours, Transformers
 
     if wanted.transformers:
@@ -148,6 +148,14 @@ def _system(wanted: Wanted) -> System:
         return Transformers(folder, device=decoding.device, dtype=decoding.dtype, concurrency=wanted.concurrency)
     llm = generate.load(decoding)
     return Ours(llm, settled(llm, decoding.sampling()), concurrency=wanted.concurrency)
+
+
+def server_key(variable: str) -> str | None:
+    """The key that a variable of the environment holds; a server may want none. Raises ConfigError."""
+    key = os.environ.get(variable)
+    if key is None and variable != KEY_ENV:
+        raise ConfigError(f"--api-key-env names {variable}, which is not set: set it, or name another")
+    return key
 
 
 def settled(llm: LLM, params: SamplingParams) -> SamplingParams:

@@ -78,7 +78,7 @@ def evaluate(
     ] = None,
     api_key_env: Annotated[
         str, option("Variable of the environment that holds its key.", panel=WHO, metavar="NAME")
-    ] = "OPENAI_API_KEY",
+    ] = runs.KEY_ENV,
     device: Annotated[str, option("auto, cpu or cuda.", panel=MODEL)] = "auto",
     dtype: Annotated[DtypeName, option("Number format of the weights.", panel=MODEL)] = "auto",
     mode: Annotated[ModeName, option("verified gives ar's text, in fewer forwards.", panel=DECODING)] = "verified",
