@@ -39,7 +39,7 @@ class SamplingParams(Frozen):
     block_size: Annotated[int, Field(ge=1, le=64)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0.0)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100.0)] = 1.0  # far outside, float32 logits overflow
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     ignore_eos: bool = False
     deadline: Annotated[float, Field(gt=0.0)] | None = None

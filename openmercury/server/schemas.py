@@ -45,7 +45,7 @@ class Sampled(BaseModel):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     stop: Stops | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
@@ -135,6 +135,7 @@ class ChatRequest(Sampled, StructuredFields):
     reasoning_summary_wait: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    nextEdit: bool | None = Field(None, description="a label of the editor Continue; changes nothing")
 
 
 class CompletionRequest(Sampled):

@@ -46,6 +46,8 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
         ({"seed": 2**64}, "seed", "invalid_value"),
         ({"presence_penalty": 3}, "presence_penalty", "invalid_value"),
         ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
+        ({"repetition_penalty": 5e-324}, "repetition_penalty", "invalid_value"),
+        ({"repetition_penalty": 1e308}, "repetition_penalty", "invalid_value"),
         ({"stop": [""]}, "stop.0", "invalid_value"),
         ({"stop": ["a"] * 17}, "stop", "invalid_value"),
         ({"stop": 5}, "stop", "invalid_value"),
@@ -170,7 +172,7 @@ def test_a_bug_shows_no_trace(monkeypatch: pytest.MonkeyPatch, server: Served, h
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=6,
 )
