@@ -192,13 +192,14 @@ def watch(source: bytes, step: Step, lifeline: int) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of all signals from inside, the one that Python handles
     deadline = time.monotonic() + step["seconds"]
+    passed = 64 + os.urandom(1)[0] % 128  # a program that leaves by any status of its own has not passed
     child = os.fork()
     if child == 0:
         os.close(lifeline)
         confine(step)
         if step["command"]:
             become(step)
-        play(source)
+        play(source, passed)
     while (status := reap(child)) is None:
         left = deadline - time.monotonic()
         if left <= 0 or alive.poll(0):
@@ -208,7 +209,7 @@ def watch(source: bytes, step: Step, lifeline: int) -> int:
         if os.getpid() != 1 and len(descendants()) > PROCESSES:
             return FAILED
         signal.sigtimedwait({signal.SIGCHLD}, min(left, POLL_SECONDS))
-    return judge(status, step)
+    return judge(status, step, passed)
 
 
 def reap(child: int) -> int | None:
@@ -220,11 +221,11 @@ def reap(child: int) -> int | None:
     return None
 
 
-def judge(status: int, step: Step) -> int:
+def judge(status: int, step: Step, passed: int) -> int:
     """The verdict on how a step ended; says why on stderr where the program could not."""
-    if status == 0 and step["command"]:
+    if status == (0 if step["command"] else passed):
         return PASSED
-    if status in (PASSED, FAILED, MEMORY) and not step["command"]:
+    if status in (FAILED, MEMORY) and not step["command"]:
         return status
     if status == -signal.SIGXCPU:
         return TIMEOUT
@@ -279,8 +280,11 @@ def become(step: Step) -> NoReturn:
         os._exit(127)
 
 
-def play(source: bytes) -> NoReturn:
-    """Become the program: the module `program`, so that `__name__ == "__main__"` is false and exit() is no success."""
+def play(source: bytes, passed: int) -> NoReturn:
+    """Become the program: the module `program`, so that `__name__ == "__main__"` is false and exit() is no success.
+
+    Ends with the status `passed` behind the last line.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     module = types.ModuleType("program")
     sys.modules["program"], sys.argv = module, ["program"]
@@ -289,7 +293,7 @@ def play(source: bytes) -> NoReturn:
     status = FAILED
     try:
         exec(compile(source, "<program>", "exec"), module.__dict__)
-        status = PASSED
+        status = passed
     except SystemExit as error:
         said = error.code if isinstance(error.code, str) else f"the program left by exit({error.code!r}) before its end"
         with contextlib.suppress(BaseException):  # the program may have broken stderr
