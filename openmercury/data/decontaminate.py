@@ -83,10 +83,12 @@ def tree_keys(code: str) -> set[str]:
 
 def eval_folder(given: Path | None) -> Path:
     """The evaluation data: the argument, else the environment. Raises DataError when neither names a folder."""
-    folder = given or Path(os.environ.get(ENVIRONMENT, ""))
-    if not (folder / "humaneval").is_dir():
-        raise DataError(f"no evaluation data at {str(folder)!r}; pass its folder or set {ENVIRONMENT}")
-    return folder
+    told = given or os.environ.get(ENVIRONMENT)
+    if not told:
+        raise DataError(f"no folder of evaluation data is named: give --data, or set {ENVIRONMENT}")
+    if not Path(told).is_dir():
+        raise DataError(f"no evaluation data at {str(told)!r}: give its folder by --data, or set {ENVIRONMENT}")
+    return Path(told)
 
 
 def read_rows(path: Path, *, sha256: str | None = None, remedy: str = "") -> list[dict[str, Any]]:
