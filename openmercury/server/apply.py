@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from openmercury.engine.params import SamplingParams
-from openmercury.server.edit import chunk, ending, expected, failed, one_message, whole
+from openmercury.server.edit import chunk, expected, failed, one_message, whole
 from openmercury.server.generation import begin
 from openmercury.server.request import check_model, choices, sampling
 from openmercury.server.schemas import Message, Sampled
@@ -53,7 +53,7 @@ async def apply_completions(request: Request, body: ApplyRequest) -> Response:
                 text = files[number].take(piece.text, piece.finish_reason)
                 if text or piece.finish_reason is not None:
                     yield chunk(generation, number, {"content": text}, piece.finish_reason)
-            for last in ending(generation, body):
+            for last in generation.ending(body):
                 yield last
 
         return EventStream(events(), lambda error: failed(generation, error), settings.keep_alive_seconds)

@@ -7,18 +7,16 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from openmercury.engine.constraint import Constraint
-from openmercury.errors import OpenMercuryError
-from openmercury.server import errors
 from openmercury.server.errors import refused
 from openmercury.server.generation import Generation, Snapshots, begin, drafted
 from openmercury.server.logprobs import chat_shape
-from openmercury.server.request import check_model, choices, sampling
+from openmercury.server.request import check_model, choices, sampling, text_of
 from openmercury.server.schemas import ChatRequest, Message
 from openmercury.server.service import Service
-from openmercury.server.stream import DONE, STREAMED, EventStream, event, while_connected
+from openmercury.server.stream import STREAMED, EventStream, while_connected
 from openmercury.server.structured import Reader, Structured, plan
 from openmercury.text import chat as template
 
@@ -42,9 +40,10 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     readers = [structured.reader() for _ in range(n)]
     if body.stream:
         events = _events(generation, readers, body, settings.snapshot_seconds)
-        return EventStream(events, lambda error: _failed(generation, error), settings.keep_alive_seconds)
+        cut = _choice(0, {}, "length")
+        return EventStream(events, lambda error: generation.cut_off(cut, error), settings.keep_alive_seconds)
     texts = await while_connected(request.receive, generation.texts())
-    return JSONResponse(await while_connected(request.receive, _whole(generation, readers, body, texts)))
+    return await while_connected(request.receive, _whole(generation, readers, body, texts))
 
 
 def _prepared(
@@ -58,13 +57,7 @@ def _prepared(
 
 def flat(number: int, message: Message) -> dict[str, Any]:
     """A message as the chat template takes it; raises ApiError for what is no text."""
-    content = message.content
-    if isinstance(content, list):
-        for place, part in enumerate(content):
-            if part.type not in ("text", "input_text") or part.text is None:
-                where = f"messages.{number}.content.{place}"
-                raise refused(where, f"is of type {part.type}: this model reads text only")
-        content = "".join(part.text or "" for part in content)
+    content = text_of(message.content, f"messages.{number}.content")
     role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
     called = {"tool_calls": message.tool_calls} if message.tool_calls else {}
     answered = {} if message.tool_call_id is None else {"tool_call_id": message.tool_call_id}
@@ -74,14 +67,14 @@ def flat(number: int, message: Message) -> dict[str, Any]:
 # --- what is sent ----------------------------------------------------------------------------------------------------
 
 
-async def _whole(generation: Generation, readers: list[Reader], body: ChatRequest, texts: list[str]) -> dict[str, Any]:
+async def _whole(generation: Generation, readers: list[Reader], body: ChatRequest, texts: list[str]) -> Response:
     answers = []
     for number, (reader, text) in enumerate(zip(readers, texts, strict=True)):
         reader.push(text)
         _, finish = await asyncio.to_thread(reader.end, generation.finish[number] or "length")
         odds = await _odds(generation, number, body, text)
         answers.append({"index": number, "message": reader.message, "logprobs": odds, "finish_reason": finish})
-    return {**generation.head, "choices": answers, "usage": generation.usage(), **_summary(body)}
+    return generation.whole(answers, **_summary(body))
 
 
 async def _odds(generation: Generation, number: int, body: ChatRequest, text: str) -> dict[str, Any] | None:
@@ -96,7 +89,7 @@ async def _events(
     generation: Generation, readers: list[Reader], body: ChatRequest, seconds: float
 ) -> AsyncGenerator[bytes]:
     for number in range(len(readers)):
-        yield event(_chunk(generation, number, {"role": "assistant", "content": ""}))
+        yield generation.event(_choice(number, {"role": "assistant", "content": ""}))
     views, texts = [Snapshots(generation.stop, seconds) for _ in readers], [""] * len(readers)
     async for number, piece in generation.pieces():
         reader = readers[number]
@@ -111,25 +104,16 @@ async def _events(
             deltas = [delta for delta in deltas if "content" not in delta]
             shown = views[number].take(piece, reader.content, reader.snapshot(drafted(piece)))
         for delta in deltas:
-            yield event(_chunk(generation, number, delta))
+            yield generation.event(_choice(number, delta))
         end = _summary(body) if finish is not None else {}
         if shown is not None:
-            chunk = _chunk(generation, number, {"content": shown[0]}, finish, odds)
-            yield event(chunk | {"diffusion_meta": shown[1]} | end)
+            choice = _choice(number, {"content": shown[0]}, finish, odds)
+            yield generation.event(choice, diffusion_meta=shown[1], **end)
         elif finish is not None:
-            yield event(_chunk(generation, number, {}, finish, odds) | end)
-    if body.include_usage:
-        yield event({**generation.head, "choices": [], "usage": generation.usage()})
-    yield DONE
+            yield generation.event(_choice(number, {}, finish, odds), **end)
+    for ended in generation.ending(body):
+        yield ended
 
 
-def _chunk(
-    generation: Generation, number: int, delta: dict[str, Any], finish: str | None = None, odds: Any = None
-) -> dict[str, Any]:
-    choice = {"index": number, "delta": delta, "logprobs": odds, "finish_reason": finish}
-    return {**generation.head, "choices": [choice]}
-
-
-def _failed(generation: Generation, error: OpenMercuryError) -> bytes:
-    """Whatever was cut off by a fault ends with "length": it must not pass for whole."""
-    return event(_chunk(generation, 0, {}, "length") | errors.of(error).body)
+def _choice(number: int, delta: dict[str, Any], finish: str | None = None, odds: Any = None) -> dict[str, Any]:
+    return {"index": number, "delta": delta, "logprobs": odds, "finish_reason": finish}

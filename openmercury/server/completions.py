@@ -7,16 +7,15 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
-from openmercury.errors import EmptyPromptError, OpenMercuryError
-from openmercury.server import errors
+from openmercury.errors import EmptyPromptError
 from openmercury.server.errors import refused
 from openmercury.server.generation import Generation, Snapshots, begin, drafted
 from openmercury.server.logprobs import completion_shape
 from openmercury.server.request import check_model, choices, sampling
 from openmercury.server.schemas import CompletionRequest, FimRequest, Sampled
-from openmercury.server.stream import DONE, STREAMED, EventStream, event, while_connected
+from openmercury.server.stream import STREAMED, EventStream, while_connected
 from openmercury.text import fim
 from openmercury.text.tokenizer import Tokenizer
 
@@ -60,11 +59,12 @@ async def _answer(
     generation = begin(request, body, ids, params, n=choices(body, settings), kind="text_completion", eos=ends)
     if body.stream:
         events = _events(generation, body, settings.snapshot_seconds)
-        return EventStream(events, lambda error: _failed(generation, error), settings.keep_alive_seconds)
+        cut = _choice(0, "", "length")
+        return EventStream(events, lambda error: generation.cut_off(cut, error), settings.keep_alive_seconds)
     texts = await while_connected(request.receive, generation.texts())
     odds = [await _odds(generation, number, body, text) for number, text in enumerate(texts)]
     answers = [_choice(number, text, generation.finish[number], odds[number]) for number, text in enumerate(texts)]
-    return JSONResponse({**generation.head, "choices": answers, "usage": generation.usage()})
+    return generation.whole(answers)
 
 
 def _one(prompt: Any) -> str | list[int]:
@@ -98,13 +98,11 @@ async def _events(generation: Generation, body: Sampled, seconds: float) -> Asyn
         if body.diffusing:
             shown = views[number].take(piece, texts[number], texts[number] + drafted(piece))
             if shown is not None:
-                choice = _choice(number, shown[0], piece.finish_reason, odds)
-                yield event({**generation.head, "choices": [choice], "diffusion_meta": shown[1]})
+                yield generation.event(_choice(number, shown[0], piece.finish_reason, odds), diffusion_meta=shown[1])
         elif piece.text or ended:
-            yield event({**generation.head, "choices": [_choice(number, piece.text, piece.finish_reason, odds)]})
-    if body.include_usage:
-        yield event({**generation.head, "choices": [], "usage": generation.usage()})
-    yield DONE
+            yield generation.event(_choice(number, piece.text, piece.finish_reason, odds))
+    for last in generation.ending(body):
+        yield last
 
 
 async def _odds(generation: Generation, number: int, body: Sampled, text: str) -> dict[str, Any] | None:
@@ -114,7 +112,3 @@ async def _odds(generation: Generation, number: int, body: Sampled, text: str) -
 
 def _choice(number: int, text: str, finish: str | None, odds: Any = None) -> dict[str, Any]:
     return {"index": number, "text": text, "logprobs": odds, "finish_reason": finish}
-
-
-def _failed(generation: Generation, error: OpenMercuryError) -> bytes:
-    return event({**generation.head, "choices": [_choice(0, "", "length")]} | errors.of(error).body)

@@ -7,18 +7,17 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import Field
 
 from openmercury.engine.params import SamplingParams
 from openmercury.errors import OpenMercuryError
-from openmercury.server import errors
 from openmercury.server.errors import refused
 from openmercury.server.generation import Generation, begin
-from openmercury.server.request import check_model, choices, sampling
+from openmercury.server.request import check_model, choices, sampling, text_of
 from openmercury.server.schemas import Message, Sampled
 from openmercury.server.service import Finish, Service
-from openmercury.server.stream import DONE, EventStream, event, while_connected
+from openmercury.server.stream import EventStream, while_connected
 from openmercury.text import chat, edit
 from openmercury.text.tokenizer import Tokenizer
 
@@ -54,7 +53,7 @@ async def edit_completions(request: Request, body: EditRequest) -> Response:
             # What is suggested is known when the region is whole: it may be as it was, or have lost its indentation.
             for number, text in enumerate(contents(await generation.texts())):
                 yield chunk(generation, number, {"role": "assistant", "content": text}, generation.finish[number])
-            for last in ending(generation, body):
+            for last in generation.ending(body):
                 yield last
 
         return EventStream(events(), lambda error: failed(generation, error), settings.keep_alive_seconds)
@@ -90,13 +89,7 @@ def one_message(body: Any) -> str:
     messages = [message for message in body.messages if message.role not in ("system", "developer")]
     if len(messages) != 1 or messages[0].role != "user":
         raise refused("messages", "must be exactly one user message here")
-    given = messages[0].content
-    if isinstance(given, list):
-        for place, part in enumerate(given):
-            if part.type not in ("text", "input_text") or part.text is None:
-                raise refused(f"messages.0.content.{place}", f"is of type {part.type}: this model reads text only")
-        given = "".join(part.text or "" for part in given)
-    return given or ""
+    return text_of(messages[0].content, "messages.0.content") or ""
 
 
 def expected(tokenizer: Tokenizer, answer: str, eos: Sequence[int], params: SamplingParams) -> list[int] | None:
@@ -105,7 +98,7 @@ def expected(tokenizer: Tokenizer, answer: str, eos: Sequence[int], params: Samp
 
 
 def whole(generation: Generation, contents: Sequence[str]) -> Response:
-    """The response that is no stream."""
+    """The response that is no stream, of the contents of its messages."""
     answers = [
         {
             "index": number,
@@ -114,21 +107,14 @@ def whole(generation: Generation, contents: Sequence[str]) -> Response:
         }
         for number, text in enumerate(contents)
     ]
-    return JSONResponse({**generation.head, "choices": answers, "usage": generation.usage()})
+    return generation.whole(answers)
 
 
 def chunk(generation: Generation, number: int, delta: dict[str, Any], finish: str | None = None) -> bytes:
     """One event of a stream."""
-    return event({**generation.head, "choices": [{"index": number, "delta": delta, "finish_reason": finish}]})
-
-
-def ending(generation: Generation, body: Sampled) -> list[bytes]:
-    """The last events of a stream."""
-    usage = event({**generation.head, "choices": [], "usage": generation.usage()})
-    return [usage, DONE] if body.include_usage else [DONE]
+    return generation.event({"index": number, "delta": delta, "finish_reason": finish})
 
 
 def failed(generation: Generation, error: OpenMercuryError) -> bytes:
-    """Whatever was cut off by a fault ends with "length": it must not pass for whole."""
-    choice = {"index": 0, "delta": {}, "finish_reason": "length"}
-    return event({**generation.head, "choices": [choice]} | errors.of(error).body)
+    """The last event of a stream behind a fault."""
+    return generation.cut_off({"index": 0, "delta": {}, "finish_reason": "length"}, error)

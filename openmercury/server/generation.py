@@ -10,11 +10,15 @@ from contextlib import aclosing
 from typing import Any
 
 from fastapi import Request
+from fastapi.responses import JSONResponse, Response
 
 from openmercury.engine.constraint import Constraint
 from openmercury.engine.params import SamplingParams
+from openmercury.errors import OpenMercuryError
+from openmercury.server import errors
 from openmercury.server.schemas import Sampled
 from openmercury.server.service import Answer, Finish, Piece, Service
+from openmercury.server.stream import DONE, event
 
 MASK = "░"
 
@@ -91,6 +95,23 @@ class Generation:
             "forwards": forwards,
             "tokens_per_forward": round(tokens / max(1, forwards), 3),
         }
+
+    def event(self, choice: dict[str, Any], **more: Any) -> bytes:
+        """One event of a stream, with what belongs beside its choice."""
+        return event({**self.head, "choices": [choice], **more})
+
+    def ending(self, body: Sampled) -> list[bytes]:
+        """The last events of a stream."""
+        usage = event({**self.head, "choices": [], "usage": self.usage()})
+        return [usage, DONE] if body.include_usage else [DONE]
+
+    def cut_off(self, choice: dict[str, Any], error: OpenMercuryError) -> bytes:
+        """The last event behind a fault; `choice` ends with "length": what was cut off must not pass for whole."""
+        return self.event(choice, **errors.of(error).body)
+
+    def whole(self, answers: Sequence[dict[str, Any]], **more: Any) -> Response:
+        """The response that is no stream."""
+        return JSONResponse({**self.head, "choices": answers, "usage": self.usage(), **more})
 
     def facts(self) -> dict[str, Any]:
         """What the log says of it."""

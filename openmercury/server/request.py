@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from openmercury.config import explain
 from openmercury.engine.params import SamplingParams
 from openmercury.server.errors import ApiError, complaint, refused
-from openmercury.server.schemas import Sampled
+from openmercury.server.schemas import Sampled, TextPart
 from openmercury.server.service import Service
 from openmercury.server.settings import ServerSettings
 
@@ -22,6 +22,16 @@ def check_model(asked: str, service: Service, settings: ServerSettings) -> None:
     """Raise ApiError 404 for a model that is not served."""
     if asked != service.name and asked not in settings.aliases:
         raise ApiError(404, f"model `{asked}` not found", code="model_not_found", param="model")
+
+
+def text_of(content: str | list[TextPart] | None, where: str) -> str | None:
+    """The content of a message as one text; raises ApiError for a part that is none, named from `where` on."""
+    if not isinstance(content, list):
+        return content
+    for place, part in enumerate(content):
+        if part.type not in ("text", "input_text") or part.text is None:
+            raise refused(f"{where}.{place}", f"is of type {part.type}: this model reads text only")
+    return "".join(part.text or "" for part in content)
 
 
 def choices(body: Sampled, settings: ServerSettings) -> int:
