@@ -15,7 +15,7 @@ import typer
 
 from openmercury.cli import bench_tables as tables
 from openmercury.cli.errors import UsageProblem
-from openmercury.cli.options import DECODING, MODEL, SHOWN, DtypeName, Settings, option
+from openmercury.cli.options import DECODING, MODEL, SHOWN, DtypeName, Settings, flag, given, option
 
 if TYPE_CHECKING:
     from openmercury.engine.config import EngineConfig
@@ -217,15 +217,10 @@ def _check(context: typer.Context, holds: Mapping[str, bool]) -> None:
     for name in POSITIVE:
         value = context.params[name]
         if value is not None and not value > 0:
-            raise UsageProblem(f"{_flag(name)} {value} should be above 0")
+            raise UsageProblem(f"{flag(name)} {value} should be above 0")
     for name, needed in GOES_WITH.items():
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE" and not holds[needed]:
-            raise UsageProblem(f"{_flag(name)} has no effect here: it goes with {needed}")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+        if given(context, name) and not holds[needed]:
+            raise UsageProblem(f"{flag(name)} has no effect here: it goes with {needed}")
 
 
 def _modes(text: str | None, *, simulated: bool) -> list[str]:

@@ -40,12 +40,17 @@ def given(invocation: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def flag(name: str) -> str:
+    """A parameter as it is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
 def refuse_unread(invocation: typer.Context, needs: Mapping[str, str], there: Mapping[str, bool]) -> None:
     """Raise UsageProblem for an option whose need (option → need) is not `there`: nothing would read it."""
     for name, need in needs.items():
         if given(invocation, name) and not there[need]:
-            flag = {"contestants": "a contestant", "json_out": "--json"}.get(name, "--" + name.replace("_", "-"))
-            raise UsageProblem(f"{flag} goes with {need}: drop it")
+            told = {"contestants": "a contestant", "json_out": "--json"}.get(name, flag(name))
+            raise UsageProblem(f"{told} goes with {need}: drop it")
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class Settings:
             raise UsageProblem(_in_flags(explain(error, SamplingParams))) from None
 
 
-NAMES = {field.name: "--" + field.name.replace("_", "-") for field in dataclasses.fields(Settings)}
+NAMES = {field.name: flag(field.name) for field in dataclasses.fields(Settings)}
 
 
 def _in_flags(told: str) -> str:
