@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from openmercury.cli import demo, generate, main
-from openmercury.errors import SandboxError
 from openmercury.eval import sandbox
 from tests.eval.made import DemoLLM
 
@@ -26,22 +25,6 @@ def is_palindrome(s):
     return kept == kept[::-1]
 ```
 '''
-
-
-@pytest.fixture
-def usable() -> None:
-    try:
-        sandbox.usable_backend()
-    except SandboxError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture
-def no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
-        raise SandboxError("no sandbox here: install bubblewrap")
-
-    monkeypatch.setattr(sandbox, "usable_backend", refuse)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, llm: Any) -> Any:

@@ -10,26 +10,10 @@ from typing import Any
 import pytest
 
 from openmercury.cli import generate, main
-from openmercury.errors import DataError, SandboxError
-from openmercury.eval import sandbox, tasks
+from openmercury.errors import DataError
+from openmercury.eval import tasks
 from openmercury.eval.http import Remote
 from tests.eval.runs import BatchLLM, Server, Sums, chat_reply, right
-
-
-@pytest.fixture
-def usable() -> None:
-    try:
-        sandbox.usable_backend()
-    except SandboxError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture
-def no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
-        raise SandboxError("no sandbox here: install bubblewrap")
-
-    monkeypatch.setattr(sandbox, "usable_backend", refuse)
 
 
 @pytest.fixture(autouse=True)

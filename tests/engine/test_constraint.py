@@ -13,7 +13,6 @@ from torch import Tensor
 
 from openmercury.diffusion import reference
 from openmercury.diffusion.sample import Sampling
-from openmercury.engine.config import EngineConfig
 from openmercury.engine.constraint import Words
 from openmercury.engine.engine import Engine
 from openmercury.engine.modes import Shape
@@ -21,7 +20,7 @@ from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
 from openmercury.errors import InputError, RequestFailedError
 from tests import tiny
-from tests.engine.test_engine import NoNumbers, RandomPolicy, with_policy
+from tests.engine.test_engine import NoNumbers, random_engine
 
 MODEL = tiny.network()
 EOS = tiny.EOS
@@ -126,19 +125,7 @@ def expected(request: Request, machine: Machine | None) -> list[int]:
 def random_schedule(seed: int) -> None:
     """Constrained rows beside free ones, in all modes, with few pages, so that some are preempted."""
     rng = random.Random(seed)
-    config = EngineConfig(
-        draft_width=rng.randint(1, 6),
-        draft_groups=rng.choice(["all", "last"]),
-        page_size=rng.choice([1, 3, 16]),
-        max_requests=rng.choice([2, 8]),
-        steps_per_sync=rng.choice([1, 3]),
-        cache_tokens=rng.choice([50, 1000]),
-        head_rows=rng.choice([5, 2048]),
-    )
-    engine = Engine(MODEL, config)
-    engine.overlap = rng.random() < 0.5
-    if rng.random() < 0.7:
-        with_policy(engine, RandomPolicy(rng))
+    engine = random_engine(rng)
     machines: dict[Request, Machine | None] = {}
     for _ in range(rng.randint(2, 6)):
         machine = Machine(rng) if rng.random() < 0.75 else None

@@ -151,9 +151,8 @@ def random_seed(rng: random.Random, prompt: list[int], params: SamplingParams) -
     return text
 
 
-def random_schedule(seed: int) -> None:
-    """Requests arrive, are aborted, preempted, share prefixes and fail; each text is, or begins, the reference's."""
-    rng = random.Random(seed)
+def random_engine(rng: random.Random) -> Engine:
+    """Any settings, often with few pages, so that requests are preempted."""
     config = EngineConfig(
         draft_width=rng.randint(1, 6),
         draft_groups=rng.choice(["all", "last"]),
@@ -168,6 +167,13 @@ def random_schedule(seed: int) -> None:
     engine.overlap = rng.random() < 0.5
     if rng.random() < 0.7:
         with_policy(engine, RandomPolicy(rng))
+    return engine
+
+
+def random_schedule(seed: int) -> None:
+    """Requests arrive, are aborted, preempted, share prefixes and fail; each text is, or begins, the reference's."""
+    rng = random.Random(seed)
+    engine = random_engine(rng)
     common = [rng.randrange(63) for _ in range(6)]
     prompts = [
         common[: rng.choice([0, 6])] + [rng.randrange(63) for _ in range(rng.randint(1, 9))]
