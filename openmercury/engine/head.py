@@ -33,13 +33,14 @@ class Head(NamedTuple):
                 n = index_RN.flatten()
                 counted = None if penalties is None else penalties.rows(n)
                 words_NW = None if allowed is None else allowed.flatten(0, 1)
-                part = self._choose(hidden_RMD.flatten(0, 1)[n], params.rows(n), counted, words_NW)
+                part = self.choose_rows(hidden_RMD.flatten(0, 1)[n], params.rows(n), counted, words_NW)
                 parts.append([field.view(index_RN.shape) for field in part])
         return Choice(*(torch.cat(field, dim=1).flatten() for field in zip(*parts, strict=True)))
 
-    def _choose(
+    def choose_rows(
         self, hidden_ND: Tensor, params: RowParams, penalties: Penalties | None, allowed_NW: Tensor | None
     ) -> Choice:
+        """A choice of each row, among what is allowed to it."""
         parts = []
         for begin in range(0, len(hidden_ND), self.most):
             rows = slice(begin, begin + self.most)

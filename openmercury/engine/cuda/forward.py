@@ -8,12 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from openmercury.diffusion.sample import Choice, Penalties, RowParams, Sampling, choose, penalise, restrict
+from openmercury.diffusion.sample import Choice, Penalties, RowParams, Sampling
 from openmercury.engine.cache import PagedCache
 from openmercury.engine.cuda import steps
 from openmercury.engine.cuda.head import Wanted, choose_fused
 from openmercury.engine.cuda.network import FusedTransformer
 from openmercury.engine.cuda.products import Matrix
+from openmercury.engine.head import Head
 from openmercury.engine.modes import Shape
 from openmercury.engine.state import Slots
 from openmercury.engine.stats import EngineStats, timed_head
@@ -130,19 +131,12 @@ class CudaForward:
         """Top-k and top-p need a row's logits in order, penalties and grammars change them: here they are stored,
         `head_rows` rows at a time."""
         slots, layout, device = self.slots, plan.layout, hidden_ND.device
-        every = torch.arange(len(hidden_ND), device=device) if index_M is None else index_M.long()
-        parts = []
-        for begin in range(0, len(every), self.head_rows):
-            n = every[begin : begin + self.head_rows]
-            row = layout.rows_R[n // layout.columns]
-            params = RowParams(
-                slots.temperature[row], slots.top_k[row], slots.top_p[row], slots.seed[row],
-                layout.position_N[n].long() + 1, plan.proposal_N[n].long(),
-            )  # fmt: skip
-            logits = self.model.logits(hidden_ND[n])
-            if penalties is not None:
-                logits = penalise(logits, penalties.rows(n))
-            if allowed_MW is not None:
-                logits = restrict(logits, allowed_MW[begin : begin + self.head_rows])
-            parts.append(choose(logits, params, sampling, statistics=statistics))
-        return Choice(*(torch.cat(field) for field in zip(*parts, strict=True)))
+        n = torch.arange(len(hidden_ND), device=device) if index_M is None else index_M.long()
+        row = layout.rows_R[n // layout.columns]
+        params = RowParams(
+            slots.temperature[row], slots.top_k[row], slots.top_p[row], slots.seed[row],
+            layout.position_N[n].long() + 1, plan.proposal_N[n].long(),
+        )  # fmt: skip
+        counted = None if penalties is None else penalties.rows(n)
+        stored = Head(self.model, self.head_rows, sampling, statistics)
+        return stored.choose_rows(hidden_ND[n], params, counted, allowed_MW)
