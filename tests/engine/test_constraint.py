@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from openmercury.diffusion import reference
-from openmercury.diffusion.sample import Sampling
 from openmercury.engine.constraint import Words
 from openmercury.engine.engine import Engine
-from openmercury.engine.modes import Shape
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
 from openmercury.errors import InputError, RequestFailedError
 from tests import tiny
-from tests.engine.test_engine import NoNumbers, random_engine
+from tests.engine.test_engine import random_engine, refuse_numbers
 
 MODEL = tiny.network()
 EOS = tiny.EOS
@@ -222,16 +218,7 @@ def test_what_does_not_go_with_a_grammar_is_refused() -> None:
 @pytest.mark.parametrize("mode", ["ar", "verified", "diffusion"])
 def test_a_constrained_forward_copies_no_number_from_the_host(mode: str) -> None:
     engine = Engine(MODEL)
-    decode = engine.runner._decode
-
-    def watched(shape: Shape, sampling: Sampling, forwards: int) -> Any:
-        def run(rows: Tensor) -> Tensor:
-            with NoNumbers():
-                return decode(shape, sampling, forwards)(rows)
-
-        return run
-
-    engine.runner._decode = watched  # type: ignore[method-assign]
+    refuse_numbers(engine)
     params = SamplingParams.model_validate({"mode": mode, "max_tokens": 6})
     walks = [Walk(Chain([5, 6, 9, 2]), forced=True) for _ in range(2)]  # values of one row would lose their axis
     requests = [engine.request([7], params, constraint=walk) for walk in walks]

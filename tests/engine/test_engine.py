@@ -326,11 +326,8 @@ class NoNumbers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("mode", ["ar", "verified", "diffusion"])
-def test_a_forward_copies_no_number_from_the_host(mode: str) -> None:
-    engine = Engine(MODEL, EngineConfig(cache_tokens=256, page_size=4))
-    params = SamplingParams.model_validate({"mode": mode, "max_tokens": 6, "ignore_eos": True})
-    requests = [engine.request([1, 2, 3, 4, 5], params) for _ in range(2)]  # values of one row would lose their axis
+def refuse_numbers(engine: Engine) -> None:
+    """Have its decoding forwards raise where they assign a number by index."""
     decode = engine.runner._decode
 
     def watched(shape: Shape, sampling: Sampling, forwards: int) -> Any:
@@ -341,6 +338,14 @@ def test_a_forward_copies_no_number_from_the_host(mode: str) -> None:
         return run
 
     engine.runner._decode = watched  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("mode", ["ar", "verified", "diffusion"])
+def test_a_forward_copies_no_number_from_the_host(mode: str) -> None:
+    engine = Engine(MODEL, EngineConfig(cache_tokens=256, page_size=4))
+    params = SamplingParams.model_validate({"mode": mode, "max_tokens": 6, "ignore_eos": True})
+    requests = [engine.request([1, 2, 3, 4, 5], params) for _ in range(2)]  # values of one row would lose their axis
+    refuse_numbers(engine)
     list(engine.generate(requests))
     assert [(request.error, len(request.completion)) for request in requests] == [(None, 6)] * 2
 
