@@ -15,7 +15,6 @@ from openmercury.config import load_config
 from openmercury.data.loader import Loader
 from openmercury.data.packing import pack
 from openmercury.data.shards import read_shards
-from openmercury.diffusion.loss import SliceLoss, slice_loss
 from openmercury.errors import TrainingError
 from openmercury.model.adapter import Adapter
 from openmercury.model.config import AdapterFacts, DiffusionFacts, ModelConfig, read_config
@@ -23,7 +22,7 @@ from openmercury.model.transformer import Layer, Transformer
 from openmercury.model.weights import load_model
 from openmercury.train.checkpoint import find_state, load_adapter, load_state, save_state
 from openmercury.train.config import Optim, Recipe
-from openmercury.train.objective import Loss, block_diffusion
+from openmercury.train.objectives import Loss, build_objective
 from openmercury.train.parallel import World, pick_device
 
 
@@ -83,7 +82,7 @@ class Trainer:
         drawn = self._resume()
         self.world.broadcast([parameter.data for parameter in parameters])
         self.loader = Loader(rows, recipe.data.rows, recipe.seed, drawn=drawn)
-        self.slice_fn: SliceLoss = slice_loss
+        self.objective = build_objective(recipe.objective, compile=recipe.compile)
         if recipe.compile:
             self._compile()
         self.console.print(
@@ -107,7 +106,6 @@ class Trainer:
             assert isinstance(layer, Layer)
             layer.before = torch.compile(layer.before, dynamic=False)  # type: ignore[method-assign]
             layer.after = torch.compile(layer.after, dynamic=False)  # type: ignore[method-assign]
-        self.slice_fn = torch.compile(slice_loss, dynamic=False)
 
     def save(self) -> None:
         """Write adapter, optimiser and counters; rank 0 does it for all."""
@@ -127,7 +125,7 @@ class Trainer:
         rate = learning_rate(recipe.optim, self.step, recipe.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = block_diffusion(self.model, batch, recipe.objective, generator, self.slice_fn, self.share)
+        loss = self.objective(self.model, batch, generator, self.share)
         self.optimizer.zero_grad(set_to_none=True)
         loss.sum.backward()
         gradients = [parameter.grad for parameter in self.adapter.parameters() if parameter.grad is not None]
@@ -174,12 +172,14 @@ class Trainer:
         self.world.barrier()  # no rank leaves before the run is saved
 
     def _log(self, window: list[Loss], seconds: float) -> None:
-        found = Loss(*(torch.stack(field).double().sum(0) for field in zip(*window, strict=True)))
-        self.world.sum(found)
+        names = list(window[0].metrics)
+        pairs = [torch.stack((loss.sum.double(), loss.weight.double())) for loss in window]
+        found = [torch.stack((pair, *loss.metrics.values())) for pair, loss in zip(pairs, window, strict=True)]
+        total = torch.stack(found).sum(0)
+        self.world.sum([total])
         if not self.world.main:
             return
-        total, levels, accepted = float(found.sum / found.weight), found.by_level.cpu(), found.accepted.cpu()
-        ce = (levels[:, 1] / levels[:, 0].clamp(min=1)).tolist()
+        ratios = (total[:, 0] / total[:, 1].clamp(min=1e-9)).tolist()
         rate = len(window) * self.recipe.data.rows * self.recipe.data.row_length / seconds
         row: dict[str, Any] = {
             "step": self.step,
@@ -187,18 +187,13 @@ class Trainer:
             "seconds": round(self.seconds, 1),
             "tokens_per_second": round(rate),
             "lr": learning_rate(self.recipe.optim, self.step - 1, self.recipe.steps),
-            "loss": total,
-            "ce_by_level": ce,
-            "hit_full": float(levels[-1, 2] / levels[-1, 0].clamp(min=1)),
-            "draft_prefix": float(accepted[1] / accepted[0].clamp(min=1)),
+            **dict(zip(("loss", *names), ratios, strict=True)),
         }
         with (self.recipe.out / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
-        shown = " ".join(f"{value:.2f}" for value in ce)
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in zip(("loss", *names), ratios, strict=True))
         self.console.print(
-            f"step {self.step:>6}/{self.recipe.steps}  loss {total:.4f}  ce by noise level [{shown}]  "
-            f"right at full mask {row['hit_full']:.1%}  draft prefix {row['draft_prefix']:.2f}  "
-            f"{rate / 1e3:.1f}k tok/s  lr {row['lr']:.2e}",
+            f"step {self.step:>6}/{self.recipe.steps}  {shown}  {rate / 1e3:.1f}k tok/s  lr {row['lr']:.2e}",
             highlight=False,
         )
 

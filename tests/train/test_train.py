@@ -17,9 +17,9 @@ from openmercury.model.convert import save_hf
 from openmercury.model.masks import visible
 from openmercury.model.transformer import Transformer
 from openmercury.model.weights import load_model
-from openmercury.train import objective as objectives
 from openmercury.train.config import BlockDiffusion, Data, Optim, Recipe
 from openmercury.train.export import export_run, read_run
+from openmercury.train.objectives import block as objectives
 from openmercury.train.trainer import Trainer
 from tests import tiny
 
@@ -68,7 +68,7 @@ def test_loss_equals_slow_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
         return drawn[-1]
 
     monkeypatch.setattr(objectives, "noise", spy)
-    loss = objectives.block_diffusion(model, batch, recipe, torch.Generator().manual_seed(0))
+    loss = objectives.BlockDiffusionObjective(recipe)(model, batch, torch.Generator().manual_seed(0))
     # The mask token is −inf in `logits` and takes part in the training softmax: compare without it.
     monkeypatch.setattr(Transformer, "logits", lambda self, hidden: self.head(hidden))
     torch.testing.assert_close(loss.sum, slow_loss(model, batch, drawn[0], recipe))
