@@ -8,13 +8,14 @@ and few positions the number of launches costs more than the arithmetic.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openmercury.model.adapter import Adapter, GatedLoRA, LayerAdapter
+from openmercury.model.adapter import Adapter, GatedLoRA, LayerAdapter, adapted
 from openmercury.model.config import ModelConfig
 
 
@@ -24,6 +25,22 @@ class Attend(Protocol):
     def __call__(self, layer: int, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor:
         """Returns [B, N, H, E]."""
         ...
+
+
+class LayerAttend(Protocol):
+    """`Attend` of a layer that is already chosen."""
+
+    def __call__(self, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor: ...
+
+
+class StagedAttend(Protocol):
+    """An `Attend` that hands out an object for each layer: of one kind, so that a layer is compiled once for all."""
+
+    def at(self, layer: int) -> LayerAttend: ...
+
+
+def _at(attend: Attend | StagedAttend, layer: int) -> LayerAttend:
+    return attend.at(layer) if hasattr(attend, "at") else partial(attend, layer)
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
@@ -54,29 +71,38 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+
+
+class Linear(nn.Linear):
+    """A linear layer in the dtype of its input: weights that learn are kept in float32, whatever is computed in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 def _project(linear: nn.Linear, lora: GatedLoRA | None, x_BNI: Tensor, gate_BN1: Tensor | None) -> Tensor:
-    base: Tensor = linear(x_BNI)
     if lora is None or gate_BN1 is None:
-        return base
+        return cast(Tensor, linear(x_BNI))
+    if lora.a.requires_grad and torch.is_grad_enabled() and not linear.weight.requires_grad:
+        return adapted(linear, lora, x_BNI, gate_BN1)
+    base: Tensor = linear(x_BNI)
     return base + cast(Tensor, lora(x_BNI, gate_BN1))
 
 
 class Layer(nn.Module):
-    """Attention and SwiGLU with pre-norms, split where `Attend` stands so that each half compiles by itself."""
+    """Attention and SwiGLU with pre-norms; what lies before and after `Attend` can be called by itself."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         d, e, h, g = config.d_model, config.head_size, config.n_heads, config.n_kv_heads
         self.attention_norm = RMSNorm(d, config.norm_eps)
-        self.qkv = nn.Linear(d, (h + 2 * g) * e, bias=config.qkv_bias)
-        self.out = nn.Linear(h * e, d, bias=False)
+        self.qkv = Linear(d, (h + 2 * g) * e, bias=config.qkv_bias)
+        self.out = Linear(h * e, d, bias=False)
         self.ffn_norm = RMSNorm(d, config.norm_eps)
-        self.gate_up = nn.Linear(d, 2 * config.d_ffn, bias=False)
-        self.down = nn.Linear(config.d_ffn, d, bias=False)
+        self.gate_up = Linear(d, 2 * config.d_ffn, bias=False)
+        self.down = Linear(config.d_ffn, d, bias=False)
         if config.qk_norm:
             self.q_norm = RMSNorm(e, config.norm_eps)
             self.k_norm = RMSNorm(e, config.norm_eps)
@@ -101,6 +127,19 @@ class Layer(nn.Module):
         left, right = up.chunk(2, dim=-1)
         return x + _project(self.down, adapter.down if adapter else None, F.silu(left) * right, gate)
 
+    def forward(
+        self,
+        x_BND: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        gate: Tensor | None,
+        adapter: LayerAdapter | None,
+        attend: LayerAttend,
+    ) -> Tensor:
+        """[B, N, D] → [B, N, D]; one call, for what shards or recomputes a layer hooks onto calls."""
+        query, key, value = self.before(x_BND, cos, sin, gate, adapter)
+        return self.after(x_BND, attend(query, key, value), gate, adapter)
+
 
 class Transformer(nn.Module):
     """Token ids in, hidden states out; `logits` is separate because few positions need the head."""
@@ -111,10 +150,11 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = Linear(config.d_model, config.vocab_size, bias=False)
         if config.tied:
             self.head.weight = self.embedding.weight
         self.adapter: Adapter | None = None
+        self.compute: torch.dtype | None = None  # dtype of activations; None: that of the embedding
         facts = config.diffusion
         if facts is not None and facts.adapter is not None:
             self.adapter = Adapter(config, facts.adapter.rank)
@@ -123,14 +163,21 @@ class Transformer(nn.Module):
 
     def embed(self, ids_BN: Tensor, noisy_BN: Tensor | None) -> Tensor:
         """Embeddings [B, N, D]; a noisy position that holds the mask id takes the adapter's mask vector."""
-        x = self.embedding(ids_BN)
+        x: Tensor = self.embedding(ids_BN)
+        x = x if self.compute is None else x.to(self.compute)
         facts = self.config.diffusion
         if noisy_BN is None or self.adapter is None or facts is None:
-            return cast(Tensor, x)
+            return x
         masked = (noisy_BN & (ids_BN == facts.mask_id))[..., None]
         return torch.where(masked, self.adapter.mask_vector.to(x.dtype), x)
 
-    def forward(self, ids_BN: Tensor, position_BN: Tensor, attend: Attend, noisy_BN: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids_BN: Tensor,
+        position_BN: Tensor,
+        attend: Attend | StagedAttend,
+        noisy_BN: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states [B, N, D] after the last norm. `noisy_BN` (bool) opens the adapter's gate; None: all clean."""
         x = self.embed(ids_BN, noisy_BN)
         angle = position_BN[..., None].float() * self.frequency.float()
@@ -139,9 +186,7 @@ class Transformer(nn.Module):
         gate = None if noisy_BN is None or self.adapter is None else noisy_BN[..., None].to(x.dtype)
         for index, layer in enumerate(self.layers):
             adapter = None if self.adapter is None else cast(LayerAdapter, self.adapter.layers[index])
-            block = cast(Layer, layer)
-            query, key, value = block.before(x, cos, sin, gate, adapter)
-            x = block.after(x, attend(index, query, key, value), gate, adapter)
+            x = layer(x, cos, sin, gate, adapter, _at(attend, index))
         return cast(Tensor, self.norm(x))
 
     def logits(self, hidden_MD: Tensor) -> Tensor:
