@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from openmercury.config import Frozen
+from openmercury.model.config import ModelConfig
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -37,6 +38,7 @@ class Data(Frozen):
     path: Path
     row_length: Annotated[int, Field(ge=16)] = 1024
     rows: Annotated[int, Field(ge=1)] = 24  # rows a step, over all processes
+    forward_rows: Annotated[int, Field(ge=1)] | None = None  # rows of one forward of a process; None: all of its own
 
 
 class Optim(Frozen):
@@ -50,25 +52,84 @@ class Optim(Frozen):
     clip: Annotated[float, Field(gt=0.0)] = 1.0
 
 
+class Context(Frozen):
+    """A longer context by YaRN (arXiv 2309.00071): rotary angles stretched by `factor`, and `length` positions."""
+
+    factor: Annotated[float, Field(gt=1.0)]
+    length: Annotated[int, Field(ge=1)]
+
+
+class Eval(Frozen):
+    """What is measured during training, every `every` steps: on rows that are never trained on, and on a task.
+
+    Rows come from the shards of `path`, else `share` of the training rows are held out, chosen by their content. `task`
+    is a benchmark's name; `limit` of its problems are answered in process, from a temporary export.
+    """
+
+    every: Annotated[int, Field(ge=1)]
+    path: Path | None = None
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
+    rows: Annotated[int, Field(ge=1)] = 32
+    drafts: Annotated[int, Field(ge=1)] = 7
+    task: str | None = None
+    limit: Annotated[int, Field(ge=1)] = 32
+
+
+Learn = Literal["adapter", "adapter_embeddings", "full"]
+
+
 class Recipe(Frozen):
     """Everything a run depends on; saved beside its checkpoints. `minutes` ends a session early, resumable.
 
-    `init` is a checkpoint folder whose adapter the run starts from; a run that is resumed has no more use for it.
+    A run starts from the checkpoint folder `base`, or from random weights of the shape `architecture` with the files of
+    `tokenizer`. `init` is a checkpoint folder whose adapter it starts from; a run that is resumed has no more use for
+    it. `learn` says what is trained: the gated adapter, beside it the embeddings and the head, or all weights and no
+    adapter. `shard` splits weights over the processes, by default those that learn; `checkpointing` computes
+    activations twice instead of keeping them. `ema` is the decay of an average of the weights, exported in their place.
     """
 
-    base: Path
+    base: Path | None = None
+    architecture: ModelConfig | None = None
+    tokenizer: Path | None = None
     out: Path
     init: Path | None = None
+    learn: Learn = "adapter"
     rank: Annotated[int, Field(ge=1)] = 128
-    mask_id: Annotated[int, Field(ge=0)]
+    mask_id: Annotated[int, Field(ge=0)] | None = None
+    context: Context | None = None
     steps: Annotated[int, Field(ge=1)]
     minutes: Annotated[float, Field(gt=0.0)] | None = None
     seed: int = 0
     device: str = "auto"
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
     compile: bool = False
+    checkpointing: bool = False
+    shard: bool | None = None
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     log_every: Annotated[int, Field(ge=1)] = 10
     save_every: Annotated[int, Field(ge=1)] = 500
+    keep: Annotated[int, Field(ge=1)] = 2
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     objective: BlockDiffusion = BlockDiffusion()
     data: Data
     optim: Optim = Optim()
+    eval: Eval | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.base is None) == (self.architecture is None):
+            raise ValueError("give either base, a checkpoint folder, or architecture, a shape for random weights")
+        if self.base is None and self.learn != "full":
+            raise ValueError(f'learn = "{self.learn}" needs a base: random weights learn as a whole, learn = "full"')
+        if self.base is None and self.tokenizer is None:
+            raise ValueError("tokenizer is missing: name the checkpoint folder whose tokenizer wrote the shards")
+        if self.init is not None and self.learn == "full":
+            raise ValueError('init is an adapter, and learn = "full" has none: name the folder as base instead')
+        if self.mask_id is None and self.objective.kind != "ar":
+            raise ValueError("mask_id is missing: give an id of the vocabulary that no text encodes to")
+        return self
+
+    @property
+    def adapted(self) -> bool:
+        """Is there an adapter?"""
+        return self.learn != "full"
