@@ -17,6 +17,8 @@ class BlockDiffusion(Frozen):
 
     `block_sizes` are drawn per row and their grid is shifted by a random offset, since decoding starts blocks
     anywhere. `decay` weights the k-th position of a block by decay^k: early drafts decide how many are accepted.
+    `noisy_share` of the positions pass the noisy half, blocks that teach something first: a little more than the share
+    of the data that is trained on saves the time of the rest.
     """
 
     kind: Literal["block_diffusion"] = "block_diffusion"
@@ -26,6 +28,7 @@ class BlockDiffusion(Frozen):
     ce: Annotated[float, Field(ge=0.0)] = 0.5
     kl: Annotated[float, Field(ge=0.0)] = 0.5
     decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    noisy_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
 
 
 class Data(Frozen):

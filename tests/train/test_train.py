@@ -74,6 +74,22 @@ def test_loss_equals_slow_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(loss.sum, slow_loss(model, batch, drawn[0], recipe))
 
 
+def test_leaving_out_prompts_changes_nothing() -> None:
+    """Blocks without anything to learn may stay out of the noisy half; too small a share is counted."""
+    model = tiny.network()
+    tokens = torch.randint(0, 60, (3, 40), generator=torch.Generator().manual_seed(1))
+    mask = torch.arange(40).expand(3, 40) >= torch.tensor([[20], [4], [36]])
+    batch = Batch(tokens, mask, torch.zeros_like(tokens))
+    losses = {}
+    for share in (1.0, 0.7, 0.2):
+        recipe = BlockDiffusion(block_sizes=(4, 7), ce=0.6, kl=0.4, noisy_share=share)
+        losses[share] = objectives.BlockDiffusionObjective(recipe)(model, batch, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(losses[0.7].sum, losses[1.0].sum)
+    assert losses[0.7].metrics["left_out"][0] == 0
+    assert losses[0.2].metrics["left_out"][0] > 0
+    assert losses[0.2].weight + losses[0.2].metrics["left_out"][0] == losses[1.0].weight
+
+
 def make_run(folder: Path, **changes: object) -> Recipe:
     base = folder / "base"
     if not base.exists():

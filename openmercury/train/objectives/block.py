@@ -6,6 +6,7 @@ Row i of the noisy half predicts token i + 1 (logit shift), so it counts where t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -51,36 +52,58 @@ class BlockDiffusionObjective:
         """See `Objective`."""
         assert model.config.diffusion is not None
         noisy = noise(batch.tokens_BL, self.config, model.config.diffusion.mask_id, generator)
+        first_BC = torch.rand(noisy.ids_BL.shape, generator=generator, device=generator.device)
         noisy, batch = Corrupted(*(field[rows] for field in noisy)), Batch(*(field[rows] for field in batch))
         tokens_BL, document_BL = batch.tokens_BL, batch.document_BL
         position_BL = torch.arange(tokens_BL.shape[1], device=tokens_BL.device).expand_as(tokens_BL)
         clean = CleanAttend(document_BL)
         with torch.no_grad():
             teacher_BLD = model(tokens_BL, position_BL, clean)
-        attend = NoisyAttend(clean, noisy, document_BL)
-        student_BLD = model(noisy.ids_BL, position_BL, attend, torch.ones_like(noisy.masked_BL))
+        asked_BL = torch.zeros_like(batch.loss_mask_BL)
+        asked_BL[:, :-1] = (noisy.masked_BL & batch.loss_mask_BL)[:, 1:] & (document_BL[:, 1:] == document_BL[:, :-1])
+        at_T, whole_T = choose_blocks(asked_BL, noisy.block_BL, first_BC[rows], self.config.noisy_share)
+        student_TD = model(
+            noisy.ids_BL.flatten()[at_T][None],
+            position_BL.flatten()[at_T][None],
+            NoisyAttend(clean, noisy, at_T),
+            torch.ones_like(whole_T)[None],
+        )[0]
 
-        counts_BL = (noisy.masked_BL & batch.loss_mask_BL)[:, 1:] & (document_BL[:, 1:] == document_BL[:, :-1])
-        row_M = counts_BL.flatten().nonzero()[:, 0]
-        weight_BL = self.config.decay ** (position_BL - noisy.start_BL)[:, :-1].double()
-        wide = student_BLD.dtype if student_BLD.dtype == torch.float64 else torch.float32
-        weight_M = weight_BL.flatten()[row_M].to(wide)
+        counts_T = asked_BL.flatten()[at_T] & whole_T
+        row_M = counts_T.nonzero()[:, 0]
+        at_M = at_T[row_M]
+        wide = student_TD.dtype if student_TD.dtype == torch.float64 else torch.float32
+        weight_M = (self.config.decay ** (position_BL - noisy.start_BL).flatten()[at_M].double()).to(wide)
         found = denoising_loss(
-            student_BLD[:, :-1].flatten(0, 1)[row_M],
-            teacher_BLD[:, :-1].flatten(0, 1)[row_M],
+            student_TD[row_M],
+            teacher_BLD.flatten(0, 1)[at_M],
             model.head.weight,
-            tokens_BL[:, 1:].flatten()[row_M],
+            tokens_BL.flatten()[at_M + 1],
             weight_M,
             ce=self.config.ce,
             kl=self.config.kl,
             slice_fn=self.slice_fn,
         )
-        hit_BL = torch.zeros_like(counts_BL)
-        hit_BL.view(-1)[row_M] = found.hit_M
-        level = _by_level(noisy.rate_BL[:, :-1].flatten()[row_M], found.ce_M, found.hit_M)
+        counts_BL, hit_BL = torch.zeros_like(asked_BL), torch.zeros_like(asked_BL)
+        counts_BL.view(-1)[at_M], hit_BL.view(-1)[at_M] = True, found.hit_M
+        level = _by_level(noisy.rate_BL.flatten()[at_M], found.ce_M, found.hit_M)
         metrics = {f"ce_level_{number}": level[number, [1, 0]] for number in range(LEVELS)}
         metrics |= {"hit_full": level[-1, [2, 0]], "draft_prefix": _draft_prefix(noisy, counts_BL, hit_BL)}
+        metrics["left_out"] = torch.stack((asked_BL.sum() - counts_T.sum(), asked_BL.sum())).double()
         return Loss(found.loss, weight_M.sum(), metrics)
+
+
+def choose_blocks(asked_BL: Tensor, block_BL: Tensor, first_BC: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Flat places [T] of the positions that the noisy half reads, T = `share` of all, and which lie in whole blocks.
+
+    Blocks with something asked come first, in the random order of `first_BC`; the last block may be cut at T.
+    """
+    rank_BC = first_BC + 2 - 2 * torch.zeros_like(first_BC).scatter_reduce(1, block_BL, asked_BL.to(first_BC), "amax")
+    key_BL = rank_BC.gather(1, block_BL).flatten()
+    order = key_BL.argsort(stable=True)
+    taken = max(1, math.ceil(share * len(order)))
+    at_T, rest = order[:taken], order[taken : taken + 1]
+    return at_T, key_BL[at_T] != key_BL[rest] if len(rest) else torch.ones_like(at_T, dtype=torch.bool)
 
 
 def _by_level(rate_M: Tensor, ce_M: Tensor, hit_M: Tensor) -> Tensor:
@@ -93,13 +116,13 @@ def _by_level(rate_M: Tensor, ce_M: Tensor, hit_M: Tensor) -> Tensor:
 
 def _draft_prefix(noisy: Corrupted, counts_BL: Tensor, hit_BL: Tensor) -> Tensor:
     """Length of the correct prefix of blocks that were fully masked and are trained on as a whole; their number."""
-    full_BL = (noisy.rate_BL >= 1)[:, :-1]
-    block_BL = noisy.block_BL[:, :-1]
+    full_BL = noisy.rate_BL >= 1
+    block_BL = noisy.block_BL
     shape = (len(block_BL), int(noisy.block_BL.max()) + 1)
     ones = torch.ones_like(block_BL)
     whole = torch.zeros(shape, dtype=torch.long, device=ones.device).scatter_add(1, block_BL, ones)
     counted = torch.zeros_like(whole).scatter_add(1, block_BL, (counts_BL & full_BL).long())
-    at_BL = torch.arange(block_BL.shape[1], device=ones.device) - noisy.start_BL[:, :-1]
+    at_BL = torch.arange(block_BL.shape[1], device=ones.device) - noisy.start_BL
     miss_BL = torch.where(hit_BL, 1 << 20, at_BL)
     first_miss = torch.full(shape, 1 << 20, device=ones.device).scatter_reduce(1, block_BL, miss_BL, "amin")
     usable = (counted == whole) & (whole > 1)
