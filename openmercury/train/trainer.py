@@ -76,13 +76,13 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             parameters, lr=recipe.optim.lr, betas=recipe.optim.betas, weight_decay=recipe.optim.weight_decay
         )
+        self.objective = build_objective(recipe.objective, self.model, compile=recipe.compile)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.deadline, self.over = math.inf, False  # rank 0's clock decides; every rank learns it in `train_step`
         rows = pack(read_shards(recipe.data.path), recipe.data.row_length)
         drawn = self._resume()
         self.world.broadcast([parameter.data for parameter in parameters])
         self.loader = Loader(rows, recipe.data.rows, recipe.seed, drawn=drawn)
-        self.objective = build_objective(recipe.objective, compile=recipe.compile)
         if recipe.compile:
             self._compile()
         self.console.print(
@@ -125,7 +125,7 @@ class Trainer:
         rate = learning_rate(recipe.optim, self.step, recipe.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self.objective(self.model, batch, generator, self.share)
+        loss = self.objective(self.model, batch, generator, self.share, self.step / recipe.steps)
         self.optimizer.zero_grad(set_to_none=True)
         loss.sum.backward()
         gradients = [parameter.grad for parameter in self.adapter.parameters() if parameter.grad is not None]

@@ -68,7 +68,7 @@ def test_loss_equals_slow_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
         return drawn[-1]
 
     monkeypatch.setattr(objectives, "noise", spy)
-    loss = objectives.BlockDiffusionObjective(recipe)(model, batch, torch.Generator().manual_seed(0))
+    loss = objectives.BlockDiffusionObjective(recipe)(model, batch, torch.Generator().manual_seed(0), slice(None), 0.0)
     # The mask token is −inf in `logits` and takes part in the training softmax: compare without it.
     monkeypatch.setattr(Transformer, "logits", lambda self, hidden: self.head(hidden))
     torch.testing.assert_close(loss.sum, slow_loss(model, batch, drawn[0], recipe))

@@ -25,6 +25,11 @@ class Loss(NamedTuple):
 
 
 class Objective(Protocol):
-    """Loss of `rows` of a batch. Noise is drawn for the whole batch, so a row's is the same on whichever rank."""
+    """Loss of `rows` of a batch. Noise is drawn for the whole batch, so a row's is the same on whichever rank.
 
-    def __call__(self, model: Transformer, batch: Batch, generator: torch.Generator, rows: slice) -> Loss: ...
+    `progress` = step / steps, in [0, 1), is what curricula follow.
+    """
+
+    def __call__(
+        self, model: Transformer, batch: Batch, generator: torch.Generator, rows: slice, progress: float
+    ) -> Loss: ...

@@ -46,7 +46,9 @@ class BlockDiffusionObjective:
     config: BlockDiffusion
     slice_fn: SliceLoss = slice_loss
 
-    def __call__(self, model: Transformer, batch: Batch, generator: torch.Generator, rows: slice = slice(None)) -> Loss:
+    def __call__(
+        self, model: Transformer, batch: Batch, generator: torch.Generator, rows: slice, progress: float
+    ) -> Loss:
         """See `Objective`."""
         assert model.config.diffusion is not None
         noisy = noise(batch.tokens_BL, self.config, model.config.diffusion.mask_id, generator)
