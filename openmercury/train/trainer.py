@@ -13,8 +13,7 @@ from rich.console import Console
 
 from openmercury.config import load_config
 from openmercury.data.loader import Loader
-from openmercury.data.packing import pack
-from openmercury.data.shards import read_shards
+from openmercury.data.shards import check_fit, fingerprint
 from openmercury.errors import TrainingError
 from openmercury.model.adapter import Adapter
 from openmercury.model.config import AdapterFacts, DiffusionFacts, ModelConfig, read_config
@@ -60,6 +59,24 @@ def build_model(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Tra
     return base
 
 
+def build_loader(recipe: Recipe, place: dict[str, Any] | None) -> Loader:
+    """The recipe's data, which must go with its checkpoint and block sizes; `place` is a state of the loader."""
+    data = recipe.data
+    loader = Loader(data.sources, data.row_length, data.rows, recipe.seed, place)
+    tokenizer, sizes = fingerprint(recipe.base), recipe.objective.block_sizes
+    for source, manifest in zip(data.sources, loader.manifests, strict=True):
+        check_fit(source.path, manifest, tokenizer=tokenizer, row_length=data.row_length, block_sizes=sizes)
+    return loader
+
+
+def describe(loader: Loader, recipe: Recipe) -> str:
+    """How much there is to train on."""
+    counts = [manifest.counts for manifest in loader.manifests]
+    tokens, trained = sum(each.tokens for each in counts), sum(each.trained for each in counts)
+    paths = ", ".join(str(source.path) for source in recipe.data.sources)
+    return f"{tokens / 1e6:.2f} M tokens from {paths}, {trained / max(1, tokens):.0%} trained on"
+
+
 class Trainer:
     """One run, or one process's part of it. Its state lives in `recipe.out` and is found again by itself."""
 
@@ -78,28 +95,28 @@ class Trainer:
         )
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.deadline, self.over = math.inf, False  # rank 0's clock decides; every rank learns it in `train_step`
-        rows = pack(read_shards(recipe.data.path), recipe.data.row_length)
-        drawn = self._resume()
+        place = self._resume()
         self.world.broadcast([parameter.data for parameter in parameters])
-        self.loader = Loader(rows, recipe.data.rows, recipe.seed, drawn=drawn)
+        self.loader = build_loader(recipe, place)
         self.objective = build_objective(recipe.objective, compile=recipe.compile)
         if recipe.compile:
             self._compile()
         self.console.print(
-            f"{len(rows.ids):,} rows of {recipe.data.row_length} from {recipe.data.path}, "
-            f"{rows.loss_mask.mean():.0%} trained on; adapter {sum(p.numel() for p in parameters) / 1e6:.1f} M; "
+            f"{describe(self.loader, recipe)}; adapter {sum(p.numel() for p in parameters) / 1e6:.1f} M; "
             f"{self.world.size} × {self.device.type}, {dtype}; step {self.step} of {recipe.steps}"
         )
 
-    def _resume(self) -> int:
+    def _resume(self) -> dict[str, Any] | None:
+        """Where the data goes on; None: at its beginning."""
         state = find_state(self.recipe.out)
         if state is None:
             if self.recipe.init is not None:
                 load_adapter(self.recipe.init, self.adapter, self.recipe.rank)
-            return 0
+            return None
         counters = load_state(state, self.adapter, self.optimizer)
         self.step, self.tokens, self.seconds = counters["step"], counters["tokens"], counters["seconds"]
-        return int(counters["drawn"])
+        place: dict[str, Any] = counters["loader"]
+        return place
 
     def _compile(self) -> None:
         for layer in self.model.layers:
@@ -111,7 +128,8 @@ class Trainer:
         """Write adapter, optimiser and counters; rank 0 does it for all."""
         if not self.world.main:
             return
-        counters = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds, "drawn": self.loader.drawn}
+        counters: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
+        counters["loader"] = self.loader.state()
         save_state(self.recipe.out, self.adapter, self.optimizer, counters)
 
     def train_step(self) -> Loss:

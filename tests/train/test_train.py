@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from openmercury.data.loader import Batch
-from openmercury.data.shards import Example, write_shard
+from openmercury.data.shards import Example, write_manifest, write_shard
 from openmercury.diffusion.corrupt import Corrupted
 from openmercury.errors import ConfigError, TrainingError
 from openmercury.model.attention import DenseAttend
@@ -98,6 +98,7 @@ def make_run(folder: Path, **changes: object) -> Recipe:
         starts = [rng.randrange(60) for _ in range(40)]
         examples = [Example([(s + k) % 60 for k in range(rng.randint(10, 30))], 3) for s in starts]
         write_shard(folder / "data" / "a.safetensors", examples)
+        write_manifest(folder / "data")
     fields: dict[str, object] = {
         "base": base,
         "out": folder / "run",
