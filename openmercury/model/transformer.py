@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openmercury.model.adapter import Adapter, GatedLoRA, LayerAdapter, adapted
-from openmercury.model.config import ModelConfig
+from openmercury.model.config import ModelConfig, RopeScaling, Yarn
 
 
 class Attend(Protocol):
@@ -44,16 +44,43 @@ def _at(attend: Attend | StagedAttend, layer: int) -> LayerAttend:
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
-    """Angular frequencies [E/2] in float32, stretched as Llama 3 does where the checkpoint says so."""
+    """Angular frequencies [E/2] in float32, stretched as Llama 3 or YaRN do where the checkpoint says so."""
     exponent = torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
     frequency = 1.0 / config.rope_theta**exponent
     scaling = config.rope_scaling
     if scaling is None:
         return frequency
+    keep = _kept(frequency, config, scaling) if isinstance(scaling, Yarn) else _kept_llama(frequency, scaling)
+    return keep * frequency + (1 - keep) * frequency / scaling.factor
+
+
+def _kept_llama(frequency: Tensor, scaling: RopeScaling) -> Tensor:
     turns = scaling.original_max_position_embeddings * frequency / (2 * math.pi)
     span = scaling.high_freq_factor - scaling.low_freq_factor
-    keep = ((turns - scaling.low_freq_factor) / span).clamp(0, 1)
-    return keep * frequency + (1 - keep) * frequency / scaling.factor
+    return ((turns - scaling.low_freq_factor) / span).clamp(0, 1)
+
+
+def _kept(frequency: Tensor, config: ModelConfig, scaling: Yarn) -> Tensor:
+    """1 for pairs that turn `beta_fast` times and more within the original context, 0 below `beta_slow`, else between.
+
+    The border pairs are rounded outwards, as the authors' code does, so that checkpoints mean the same everywhere.
+    """
+
+    def pair(turns: float) -> float:
+        waves = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
+        return config.head_size * math.log(waves) / (2 * math.log(config.rope_theta))
+
+    low = max(math.floor(pair(scaling.beta_fast)), 0)
+    high = min(math.ceil(pair(scaling.beta_slow)), config.head_size - 1)
+    return 1 - ((torch.arange(len(frequency)) - low) / max(high - low, 1e-3)).clamp(0, 1)
+
+
+def attention_factor(config: ModelConfig) -> float:
+    """What YaRN multiplies cosines and sines with, so that scores grow by its square; 1 without it."""
+    scaling = config.rope_scaling
+    if not isinstance(scaling, Yarn):
+        return 1.0
+    return scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1.0
 
 
 def rotate(x_BNHE: Tensor, cos_BN1E: Tensor, sin_BN1E: Tensor) -> Tensor:
@@ -158,6 +185,7 @@ class Transformer(nn.Module):
         facts = config.diffusion
         if facts is not None and facts.adapter is not None:
             self.adapter = Adapter(config, facts.adapter.rank)
+        self.sharpen = attention_factor(config)
         self.frequency: Tensor
         self.register_buffer("frequency", rotary_frequencies(config), persistent=False)
 
@@ -181,7 +209,7 @@ class Transformer(nn.Module):
         """Hidden states [B, N, D] after the last norm. `noisy_BN` (bool) opens the adapter's gate; None: all clean."""
         x = self.embed(ids_BN, noisy_BN)
         angle = position_BN[..., None].float() * self.frequency.float()
-        cos, sin = angle.cos().to(x.dtype)[:, :, None], angle.sin().to(x.dtype)[:, :, None]
+        cos, sin = ((wave * self.sharpen).to(x.dtype)[:, :, None] for wave in (angle.cos(), angle.sin()))
         cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
         gate = None if noisy_BN is None or self.adapter is None else noisy_BN[..., None].to(x.dtype)
         for index, layer in enumerate(self.layers):

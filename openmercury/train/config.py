@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from openmercury.config import Frozen
+from openmercury.data.config import Source
 from openmercury.model.config import ModelConfig
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -33,12 +34,24 @@ class BlockDiffusion(Frozen):
 
 
 class Data(Frozen):
-    """Folder of example shards, and the length of the rows they are packed into."""
+    """Folder of example shards, or a mix of several, and the length of the rows they are packed into."""
 
-    path: Path
+    path: Path | None = None
+    mix: tuple[Source, ...] = ()
     row_length: Annotated[int, Field(ge=16)] = 1024
     rows: Annotated[int, Field(ge=1)] = 24  # rows a step, over all processes
     forward_rows: Annotated[int, Field(ge=1)] | None = None  # rows of one forward of a process; None: all of its own
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.path is None) == (not self.mix):
+            raise ValueError("give either path, a folder of shards, or mix, a list of folders with weights")
+        return self
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The folders with their weights."""
+        return self.mix if self.path is None else (Source(path=self.path),)
 
 
 class Optim(Frozen):
