@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -30,6 +31,7 @@ from openmercury.train.parallel import World
 from openmercury.train.storage import Reader, Writer, sync, write_json
 
 STATES, COUNTERS = "states", "counters.json"
+ALONE = "torch.distributed is disabled"  # DCP warns of it, and a run of one process is no mistake
 NAME = re.compile(r"step-(\d+)$")
 
 
@@ -82,6 +84,7 @@ class Checkpointer:
     def __init__(self, out: Path, world: World, keep: int) -> None:
         self.folder, self.world, self.keep = out / STATES, world, keep
         self.writing: Any = None
+        warnings.filterwarnings("ignore", message=ALONE)
         if world.main:
             for path in self.folder.glob("*.partial"):
                 shutil.rmtree(path)
