@@ -8,7 +8,6 @@ as do gate and up, because the base holds them as one fused matrix. LoRA: arXiv 
 from __future__ import annotations
 
 import math
-
 from typing import Any, cast
 
 import torch
@@ -40,9 +39,7 @@ class _Adapted(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, gate: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, gate: Tensor) -> Tensor:
         wide = torch.cat((x, (x @ a.T) * gate), dim=-1)
         ctx.save_for_backward(wide, weight, a, b, gate)
         return F.linear(wide, torch.cat((weight, b), dim=1), bias)
@@ -63,7 +60,7 @@ def adapted(linear: nn.Linear, lora: GatedLoRA, x_BNI: Tensor, gate_BN1: Tensor)
     x_MI, gate_M1 = x_BNI.flatten(0, -2), gate_BN1.flatten(0, -2)
     a, b = lora.a.to(x_MI.dtype), lora.b.to(x_MI.dtype)
     out = _Adapted.apply(x_MI, linear.weight, linear.bias, a, b, gate_M1)  # type: ignore[no-untyped-call]
-    return cast(Tensor, out).unflatten(0, x_BNI.shape[:-1])
+    return cast(Tensor, cast(Tensor, out).unflatten(0, x_BNI.shape[:-1]))
 
 
 class LayerAdapter(nn.Module):

@@ -105,7 +105,8 @@ class Linear(nn.Linear):
     """A linear layer in the dtype of its input: weights that learn are kept in float32, whatever is computed in."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        bias = cast(Tensor | None, self.bias)
+        return F.linear(x, self.weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 def _project(linear: nn.Linear, lora: GatedLoRA | None, x_BNI: Tensor, gate_BN1: Tensor | None) -> Tensor:

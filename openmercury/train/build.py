@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,38 +14,13 @@ from torch.utils.checkpoint import checkpoint
 
 from openmercury.errors import CheckpointError, ConfigError
 from openmercury.model.adapter import Adapter
-from openmercury.model.config import AdapterFacts, DiffusionFacts, ModelConfig, Yarn, read_config
+from openmercury.model.config import ModelConfig, read_config
 from openmercury.model.transformer import Transformer, rotary_frequencies
 from openmercury.model.weights import ADAPTER_FILES, empty_model, load_model, open_tensors
 from openmercury.train.config import Recipe
+from openmercury.train.shape import model_config
 
 SPREAD = 0.02  # standard deviation of random weights; those that end a residual branch by 1 / √(2 · layers) less
-
-
-def model_config(recipe: Recipe) -> ModelConfig:
-    """The architecture that is trained, with the facts this run will give it."""
-    base = recipe.architecture if recipe.base is None else read_config(recipe.base)
-    assert base is not None
-    changes: dict[str, Any] = {"diffusion": diffusion_facts(recipe)}
-    if recipe.context is not None:
-        if base.rope_scaling is not None:
-            raise ConfigError(f"context: {recipe.base} has stretched angles already: leave the table out")
-        changes["rope_scaling"] = Yarn(
-            factor=recipe.context.factor, original_max_position_embeddings=base.max_context
-        )
-        changes["max_context"] = recipe.context.length
-    return ModelConfig(**{**base.model_dump(), **changes})
-
-
-def diffusion_facts(recipe: Recipe) -> DiffusionFacts | None:
-    """What the checkpoint will say of its decoding; nothing for an autoregressive one."""
-    if recipe.mask_id is None:
-        return None
-    return DiffusionFacts(
-        mask_id=recipe.mask_id,
-        block_size=max(recipe.objective.block_sizes),
-        adapter=AdapterFacts(rank=recipe.rank) if recipe.adapted else None,
-    )
 
 
 def pick_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
@@ -84,7 +59,7 @@ def learning(recipe: Recipe, model: Transformer) -> list[nn.Parameter]:
     assert model.adapter is not None
     if recipe.learn == "adapter":
         return list(model.adapter.parameters())
-    ends = {id(p): p for p in (model.embedding.weight, model.head.weight)}
+    ends = {id(p): cast(nn.Parameter, p) for p in (model.embedding.weight, model.head.weight)}
     return [*model.adapter.parameters(), *ends.values()]
 
 
@@ -138,4 +113,4 @@ def wrap_layers(model: Transformer, *, compile: bool, checkpointing: bool) -> No
             forward = torch.compile(forward, dynamic=False)
         if checkpointing:
             forward = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
-        layer.forward = forward  # type: ignore[method-assign]
+        layer.forward = forward

@@ -19,12 +19,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from openmercury.errors import TrainingError
 from openmercury.train.parallel import World
@@ -73,7 +73,7 @@ def read_state(state: Path, tensors: Mapping[str, Tensor], world: World) -> None
                 "use its recipe, or a new `out`"
             )
         planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-        dcp.load(dict(tensors), storage_reader=reader, planner=planner, no_dist=alone, process_group=world.saving)
+        load(dict(tensors), storage_reader=reader, planner=planner, no_dist=alone, process_group=world.saving)
     except (SafetensorError, OSError, KeyError, ValueError, CheckpointException) as error:
         raise _broken(state, str(error).splitlines()[0]) from None
 
@@ -107,7 +107,7 @@ class Checkpointer:
                 shutil.rmtree(old)
 
         try:
-            self.writing = dcp.async_save(
+            self.writing = async_save(
                 dict(tensors),
                 storage_writer=Writer(partial, self.world.rank, whole),
                 planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),

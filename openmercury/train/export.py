@@ -19,11 +19,19 @@ from torch.distributed.tensor import DTensor
 from openmercury.errors import ConfigError, TrainingError
 from openmercury.model.config import ModelConfig, to_hf
 from openmercury.model.convert import SHARD_BYTES, TOKENIZER_FILES, write_shards
-from openmercury.model.weights import ADAPTER_FILES, MANIFEST, fused_rows, load_model, save_gguf, sources, write_manifest
-from openmercury.train.build import model_config
+from openmercury.model.weights import (
+    ADAPTER_FILES,
+    MANIFEST,
+    fused_rows,
+    load_model,
+    save_gguf,
+    sources,
+    write_manifest,
+)
 from openmercury.train.checkpoint import find_state, read_state
 from openmercury.train.config import Recipe
 from openmercury.train.parallel import World
+from openmercury.train.shape import model_config
 from openmercury.train.storage import Reader
 
 QUANTIZATIONS = ("F32", "BF16", "Q8_0", "Q5_0", "Q4_0")

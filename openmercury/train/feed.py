@@ -106,5 +106,3 @@ def held_out_rows(recipe: Recipe) -> Batch:
     if not found:
         raise ConfigError(f"eval.share = {held.share} of the data is no row: raise it, or give eval.path")
     return Batch(*(torch.cat(parts) for parts in zip(*found.values(), strict=True)))
-
-

@@ -88,7 +88,9 @@ class Evaluation:
         found = []
         for number, batch in enumerate(self._batches()):
             noise = torch.Generator(trainer.device).manual_seed(SEED + number)
-            found.append(trainer.objective(trainer.model, batch, noise, slice(None), trainer.step / trainer.recipe.steps))
+            found.append(
+                trainer.objective(trainer.model, batch, noise, slice(None), trainer.step / trainer.recipe.steps)
+            )
         return mean_metrics(found, trainer.world)
 
     def _drafts(self) -> dict[str, float]:
@@ -138,7 +140,10 @@ def count_drafts(model: Transformer, batch: Batch, drafts: int) -> Tensor:
     teacher_BLD = model(tokens_BL, position_BL, clean)
     at_T = torch.arange(rows * length, device=tokens_BL.device)
     student_TD = model(
-        masks.ids_BL.view(1, -1), position_BL.reshape(1, -1), NoisyAttend(clean, masks, at_T), torch.ones_like(at_T)[None] > 0
+        masks.ids_BL.view(1, -1),
+        position_BL.reshape(1, -1),
+        NoisyAttend(clean, masks, at_T),
+        torch.ones_like(at_T)[None] > 0,
     )[0]
     draft_BL, choice_BL = (greedy(model, x).view(rows, length) for x in (student_TD, teacher_BLD.flatten(0, 1)))
     counted_BL = torch.zeros_like(batch.loss_mask_BL)
@@ -162,5 +167,3 @@ def _hazards(at_BL: Tensor, right_BL: Tensor, followed_BL: Tensor, counted_BL: T
 def greedy(model: Transformer, hidden_MD: Tensor) -> Tensor:
     """The likeliest token of each row [M]; logits are held of a part at a time."""
     return torch.cat([model.logits(part).argmax(-1) for part in hidden_MD.split(LOGIT_ROWS)])
-
-

@@ -37,7 +37,9 @@ class JsonLines:
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({"step": step, **row}) + "\n")
         except OSError as error:
-            raise TrainingError(f"{self.path} cannot be written ({error.strerror}): free some space, then resume") from None
+            raise TrainingError(
+                f"{self.path} cannot be written ({error.strerror}): free some space, then resume"
+            ) from None
 
     def close(self) -> None:
         """Every line is written already."""
@@ -83,7 +85,9 @@ def _import(module: str, name: str) -> Any:
     try:
         return import_module(module)
     except ImportError:
-        raise ConfigError(f'trackers names "{name}", which is not installed: pip install \'openmercury[{name}]\'') from None
+        raise ConfigError(
+            f"trackers names \"{name}\", which is not installed: pip install 'openmercury[{name}]'"
+        ) from None
 
 
 def open_trackers(recipe: Recipe, step: int) -> Sequence[Tracker]:

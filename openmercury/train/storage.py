@@ -3,7 +3,7 @@
 DCP's own file format keeps its index, and what each tensor is, as pickles; only its planning is used here: which rank
 writes which part of what, and which stored parts make up what a rank of a later run, of another size, asks for.
 
-    step-00000100/  rank-00000.safetensors … index.json       index: tensor → dtype, size, parts (offset, size, file, key)
+    step-00000100/  rank-00000.safetensors … index.json       index: dtype, size and parts of each tensor
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 INDEX = "index.json"
-DTYPES = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.float64, torch.bfloat16, torch.int64)}
+DTYPES = {
+    str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.float64, torch.bfloat16, torch.int64)
+}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -149,7 +151,11 @@ class Reader(StorageReader):
                 files[part["file"]] = safe_open(str(self.folder / part["file"]), framework="pt")
             ends = zip(item.storage_offsets, item.lengths, strict=True)
             window = tuple(slice(begin, begin + length) for begin, length in ends)
-            tensor = files[part["file"]].get_slice(part["key"])[window] if window else files[part["file"]].get_tensor(part["key"])
+            tensor = (
+                files[part["file"]].get_slice(part["key"])[window]
+                if window
+                else files[part["file"]].get_tensor(part["key"])
+            )
             target = planner.resolve_tensor(item).detach()
             target.copy_(tensor)
             planner.commit_tensor(item, target)

@@ -221,7 +221,9 @@ class Trainer:
         peak = peak_flops(self.device)
         if peak is not None:
             weight = float(sum(loss.weight for loss in window)) * self.world.size / tokens
-            row["mfu"] = round(training_flops(self.recipe, self.model.config, min(1.0, weight)) * rate / peak / self.world.size, 4)
+            row["mfu"] = round(
+                training_flops(self.recipe, self.model.config, min(1.0, weight)) * rate / peak / self.world.size, 4
+            )
         self._tell({**row, **ratios})
         shown = "  ".join(f"{name} {value:.3f}" for name, value in ratios.items())
         mfu = f"  MFU {row['mfu']:.0%}" if "mfu" in row else ""

@@ -84,7 +84,9 @@ def test_leaving_out_prompts_changes_nothing() -> None:
     losses = {}
     for share in (1.0, 0.7, 0.2):
         recipe = BlockDiffusion(block_sizes=(4, 7), ce=0.6, kl=0.4, noisy_share=share)
-        losses[share] = objectives.BlockDiffusionObjective(recipe)(model, batch, torch.Generator().manual_seed(0), slice(None), 0.0)
+        losses[share] = objectives.BlockDiffusionObjective(recipe)(
+            model, batch, torch.Generator().manual_seed(0), slice(None), 0.0
+        )
     torch.testing.assert_close(losses[0.7].sum, losses[1.0].sum)
     assert losses[0.7].metrics["left_out"][0] == 0
     assert losses[0.2].metrics["left_out"][0] > 0
