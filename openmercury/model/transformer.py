@@ -130,8 +130,18 @@ class Transformer(nn.Module):
         masked = (noisy_BN & (ids_BN == facts.mask_id))[..., None]
         return torch.where(masked, self.adapter.mask_vector.to(x.dtype), x)
 
-    def forward(self, ids_BN: Tensor, position_BN: Tensor, attend: Attend, noisy_BN: Tensor | None = None) -> Tensor:
-        """Hidden states [B, N, D] after the last norm. `noisy_BN` (bool) opens the adapter's gate; None: all clean."""
+    def forward(
+        self,
+        ids_BN: Tensor,
+        position_BN: Tensor,
+        attend: Attend,
+        noisy_BN: Tensor | None = None,
+        states: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Hidden states [B, N, D] after the last norm. `noisy_BN` (bool) opens the adapter's gate; None: all clean.
+
+        What each layer puts out is appended to `states`.
+        """
         x = self.embed(ids_BN, noisy_BN)
         angle = position_BN[..., None].float() * self.frequency.float()
         cos, sin = angle.cos().to(x.dtype)[:, :, None], angle.sin().to(x.dtype)[:, :, None]
@@ -142,6 +152,8 @@ class Transformer(nn.Module):
             block = cast(Layer, layer)
             query, key, value = block.before(x, cos, sin, gate, adapter)
             x = block.after(x, attend(index, query, key, value), gate, adapter)
+            if states is not None:
+                states.append(x)
         return cast(Tensor, self.norm(x))
 
     def logits(self, hidden_MD: Tensor) -> Tensor:

@@ -17,12 +17,12 @@ from openmercury.data.packing import pack
 from openmercury.data.shards import read_shards
 from openmercury.errors import TrainingError
 from openmercury.model.adapter import Adapter
-from openmercury.model.config import AdapterFacts, DiffusionFacts, ModelConfig, read_config
+from openmercury.model.config import ModelConfig, read_config
 from openmercury.model.transformer import Layer, Transformer
 from openmercury.model.weights import load_model
 from openmercury.train.checkpoint import find_state, load_adapter, load_state, save_state
 from openmercury.train.config import Optim, Recipe
-from openmercury.train.objectives import Loss, build_objective
+from openmercury.train.objectives import Loss, build_objective, diffusion_facts
 from openmercury.train.parallel import World, pick_device
 
 
@@ -36,11 +36,7 @@ def learning_rate(optim: Optim, step: int, steps: int) -> float:
 def model_config(recipe: Recipe) -> ModelConfig:
     """The base's architecture with the facts this run will give it."""
     base = read_config(recipe.base)
-    facts = DiffusionFacts(
-        mask_id=recipe.mask_id,
-        block_size=max(recipe.objective.block_sizes),
-        adapter=AdapterFacts(rank=recipe.rank),
-    )
+    facts = diffusion_facts(recipe.objective, recipe.mask_id, recipe.rank)
     return ModelConfig(**{**base.model_dump(), "diffusion": facts})
 
 
