@@ -206,8 +206,12 @@ class Transformer(nn.Module):
         position_BN: Tensor,
         attend: Attend | StagedAttend,
         noisy_BN: Tensor | None = None,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
-        """Hidden states [B, N, D] after the last norm. `noisy_BN` (bool) opens the adapter's gate; None: all clean."""
+        """Hidden states [B, N, D] after the last norm. `noisy_BN` (bool) opens the adapter's gate; None: all clean.
+
+        What each layer puts out is appended to `states`.
+        """
         x = self.embed(ids_BN, noisy_BN)
         angle = position_BN[..., None].float() * self.frequency.float()
         cos, sin = ((wave * self.sharpen).to(x.dtype)[:, :, None] for wave in (angle.cos(), angle.sin()))
@@ -216,6 +220,8 @@ class Transformer(nn.Module):
         for index, layer in enumerate(self.layers):
             adapter = None if self.adapter is None else cast(LayerAdapter, self.adapter.layers[index])
             x = layer(x, cos, sin, gate, adapter, _at(attend, index))
+            if states is not None:
+                states.append(x)
         return cast(Tensor, self.norm(x))
 
     def logits(self, hidden_MD: Tensor) -> Tensor:

@@ -62,10 +62,23 @@ def noisy_visible(before: Span, together: Span) -> Any:
     return rule
 
 
-def noisy_spans(document: Span, start_BL: Tensor, end_BL: Tensor) -> tuple[Span, Span]:
-    """The clean and the noisy range that each position of a block from `start` to `end` sees."""
-    before = Span(document.first, start_BL.maximum(document.first))
-    return before, Span(before.end, end_BL.minimum(document.end))
+def noisy_spans(document: Span, noisy: Corrupted) -> tuple[Span, Span]:
+    """The clean and the noisy range that each position sees: the text before its block, and the block.
+
+    What is settled at the beginning of a block is causal, as committed text is.
+    """
+    at_L = torch.arange(noisy.start_BL.shape[1], device=noisy.start_BL.device)
+    end_BL = torch.where(noisy.settled_BL, at_L + 1, noisy.end_BL)
+    return Span(document.first, noisy.start_BL), Span(noisy.start_BL, end_BL)
+
+
+def document_visible(document: Span) -> Any:
+    """mask_mod of masked diffusion: everything in one's document."""
+
+    def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k >= document.first[b, q]) & (k < document.end[b, q])
+
+    return rule
 
 
 def build_mask(rule: Any, rows: int, queries: int, keys: int, device: torch.device) -> Mask:
@@ -161,9 +174,9 @@ class NoisyAttend:
     that were not chosen see themselves alone and nobody sees them.
     """
 
-    def __init__(self, clean: CleanAttend, corrupted: Corrupted, at_T: Tensor) -> None:
-        rows, length = corrupted.ids_BL.shape
-        before, together = noisy_spans(clean.document, corrupted.start_BL, corrupted.end_BL)
+    def __init__(self, clean: CleanAttend, noisy: Corrupted, at_T: Tensor) -> None:
+        rows, length = noisy.ids_BL.shape
+        before, together = noisy_spans(clean.document, noisy)
         place = torch.arange(rows * length, device=at_T.device).view(rows, length) % length
         chosen_BL = torch.zeros_like(place, dtype=torch.bool)
         chosen_BL.view(-1)[at_T] = True
@@ -194,3 +207,16 @@ class NoisyLayer:
         value = torch.cat((self.clean_value, self._spread(value_BNGE)), dim=1)
         out_BLHE = _attend(self._spread(query_BNHE), key, value, self.mask)
         return cast(Tensor, _Collect.apply(out_BLHE.flatten(0, 1), self.at_T))[None]  # type: ignore[no-untyped-call]
+
+
+class DocumentAttend:
+    """Attention in both directions within a document; nothing is kept."""
+
+    def __init__(self, document_BL: Tensor) -> None:
+        rows, length = document_BL.shape
+        rule = document_visible(document_span(document_BL))
+        self.mask = build_mask(rule, rows, length, length, document_BL.device)
+
+    def at(self, layer: int) -> CleanLayer:
+        """See `StagedAttend`."""
+        return CleanLayer(self.mask)
