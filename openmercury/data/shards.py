@@ -42,8 +42,7 @@ class Example(NamedTuple):
     def flags(self) -> np.ndarray:
         """Is the token trained on? bool [tokens]."""
         if isinstance(self.loss, int):
-            flags: np.ndarray = np.arange(len(self.ids)) >= self.loss
-            return flags
+            return np.array([False] * self.loss + [True] * (len(self.ids) - self.loss))
         return np.asarray(self.loss, dtype=bool)
 
 
@@ -58,7 +57,8 @@ class Examples(NamedTuple):
     @property
     def start(self) -> np.ndarray:
         """Offset of each example in `ids`."""
-        return np.cumsum(self.length, dtype=np.int64) - self.length
+        begin: np.ndarray = np.cumsum(self.length, dtype=np.int64) - self.length
+        return begin
 
     def each(self) -> Iterator[Example]:
         """One after another, without language and licence, which only counts are kept of."""
