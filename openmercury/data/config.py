@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 from pydantic import Field
 
 from openmercury.config import Frozen
+
+
+class Source(Frozen):
+    """A folder of shards, and its share of the rows beside that of others."""
+
+    path: Path
+    weight: Annotated[float, Field(gt=0.0)] = 1.0
 
 
 class PromptCounts(Frozen):
