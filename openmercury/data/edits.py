@@ -155,7 +155,8 @@ def _made(function: Function, kind: str, **texts: Any) -> Prompt:
 def _edit(function: Function, asked: str, code: str, seed: int) -> Prompt:
     template = pick(_EDIT, seed, "edit form", function.id)
     text = fill(template, {"asked": asked, "code": code})
-    return _made(function, "edit", content=text.replace("```\n ", "```\n\n").rstrip())
+    # An instruction may end with a block of its own.
+    return _made(function, "edit", content=re.sub(r"```\n( |\n{2,})", "```\n\n", text).rstrip())
 
 
 def _apply(function: Function, change: Rewrite, seed: int) -> Prompt:

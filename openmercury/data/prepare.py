@@ -180,11 +180,12 @@ def _tasks(recipe: PromptRecipe, eval_data: Path) -> Iterator[Prompt]:
 
 
 def choose(pile: Pile, recipe: PromptRecipe) -> list[Prompt]:
-    """The recipe's number of distinct prompts of each kind, shuffled by hash; the rest is counted in `pile.drops`."""
+    """The recipe's number of distinct prompts of each kind, first those whose answers can be checked, in an order that
+    is a hash; the rest is counted in `pile.drops`."""
     left = recipe.counts.model_dump(by_alias=True)
     seen: set[int] = set()
     chosen: list[Prompt] = []
-    for prompt in sorted(pile.prompts, key=lambda prompt: (rank(recipe.seed, prompt.id), prompt.id, prompt.text)):
+    for prompt in sorted(pile.prompts, key=lambda each: (not each.check, rank(recipe.seed, each.id), each.text)):
         key = rank(*decontaminate.words(prompt.text))
         if len(prompt.text) > recipe.max_characters:
             pile.drops["too long"] += 1

@@ -6,6 +6,7 @@ Every choice of words is a hash of the seed and the source's id, so a prompt doe
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -48,7 +49,8 @@ class Prompt:
     @property
     def text(self) -> str:
         """All that is asked."""
-        parts = (self.system, self.content, self.message, self.prefix and f"{self.prefix}\0{self.suffix}")
+        tools = json.dumps(self.tools) if self.tools else ""
+        parts = (self.system, tools, self.content, self.message, self.prefix and f"{self.prefix}\0{self.suffix}")
         return "\n".join(filter(None, parts))
 
     def row(self) -> dict[str, Any]:
