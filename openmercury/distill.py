@@ -88,7 +88,7 @@ class DistillRecipe(Frozen):
 
 
 # Settings that may change between the processes and sittings of one run.
-FREE = frozenset({"out", "count", "part", "parts", "batch", "workers", "minutes", "device"})
+FREE = frozenset({"out", "part", "parts", "batch", "workers", "minutes", "device"})
 
 
 class Ask(NamedTuple):
@@ -257,17 +257,18 @@ def distill(recipe: DistillRecipe, console: Console, judge: Judge | None = None)
 
     Raises DataError where `out` holds answers of another recipe.
     """
-    begin = time.monotonic()
+    end = None if recipe.minutes is None else time.monotonic() + 60 * recipe.minutes
     rows = list(read_prompts(recipe.prompts))[: None if recipe.count is None else recipe.skip + recipe.count]
-    stems = {first: recipe.out / f"answers-{first:07d}" for first in range(recipe.skip, len(rows), recipe.wave)}
-    mine = [first for wave, first in enumerate(stems) if wave % recipe.parts == recipe.part]
-    waiting = [first for first in mine if not stems[first].with_suffix(".json").exists()]
+    firsts = range(recipe.skip, len(rows), recipe.wave)[recipe.part :: recipe.parts]
+    waves = [(range(len(rows))[first : first + recipe.wave], recipe.out / f"answers-{first:07d}") for first in firsts]
+    waiting = [(numbers, stem) for numbers, stem in waves if not stem.with_suffix(".json").exists()]
     _claim(recipe)
     total = Tally(Counter(), Counter())
     if waiting:
         bulk = EngineConfig(max_requests=recipe.batch, steps_per_sync=8, prefix_cache=False)
         llm = LLM(recipe.model, device=recipe.device, dtype=recipe.dtype, engine=bulk)
-        _answer(recipe, llm, rows, {first: stems[first] for first in waiting}, begin, total, console, judge)
+        for tally in _answer(recipe, llm, rows, waiting, end, console, judge):
+            total.add(tally)
     _summary(recipe, console)
     return total
 
@@ -276,43 +277,61 @@ def _answer(
     recipe: DistillRecipe,
     llm: LLM,
     rows: Sequence[Mapping[str, Any]],
-    waves: Mapping[int, Path],
-    begin: float,
-    total: Tally,
+    waves: Sequence[tuple[range, Path]],
+    end: float | None,
     console: Console,
     judge: Judge | None,
-) -> None:
-    workers = recipe.workers or max(1, len(os.sched_getaffinity(0)) // recipe.parts)
-    written, decoding, longest = 0, 0.0, 0.0
+) -> list[Tally]:
+    """Decode wave after wave; beside that the prompts of the next are rendered and the answers of the last judged."""
 
-    def wanted(first: int) -> list[Ask]:
-        numbers = range(first, min(first + recipe.wave, len(rows)))
+    def wanted(numbers: range) -> list[Ask]:
         each = [ask for number in numbers for ask in asks(recipe, llm, number, rows[number])]
         return sorted(each, key=lambda ask: -len(ask.ids))  # like lengths together: prompts are read padded
 
-    with ThreadPoolExecutor(workers) as jury, ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
-        firsts = list(waves)
-        coming, endings = ahead.submit(wanted, firsts[0]), []
-        for place, first in enumerate(firsts):
-            asked = coming.result()
-            if place + 1 < len(firsts):
-                coming = ahead.submit(wanted, firsts[place + 1])
-            start = time.monotonic()
-            answers = list(_decode(llm, asked, rows, jury, judge))
-            seconds = time.monotonic() - start
-            written += sum(answer.output.usage.completion_tokens for answer in answers)
-            decoding, longest = decoding + seconds, max(longest, seconds)
-            endings.append(behind.submit(finish_wave, recipe, waves[first], answers, llm.tokenizer.fingerprint))
-            console.print(
-                f"wave {place + 1} of {len(firsts)}: {len(answers):,} answers, {written / 1e6:.2f} M tokens, "
-                f"{written / max(decoding, 1e-9) / 1e3:.1f}k tok/s",
-                highlight=False,
-            )
-            if recipe.minutes is not None and time.monotonic() - begin + longest > 60 * recipe.minutes:
-                console.print(f"{len(firsts) - place - 1} waves are left for another time", highlight=False)
+    workers = recipe.workers or max(1, len(os.sched_getaffinity(0)) // recipe.parts)
+    pools = ThreadPoolExecutor(workers), ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+    jury, ahead, behind = pools
+    pace, endings = Pace(), list[Future[Tally]]()
+    try:
+        coming = [ahead.submit(wanted, numbers) for numbers, _ in waves[:1]]
+        for place, (_, stem) in enumerate(waves):
+            asked = coming.pop().result()
+            coming += [ahead.submit(wanted, numbers) for numbers, _ in waves[place + 1 : place + 2]]
+            with pace.timed():
+                answers = list(_decode(llm, asked, rows, jury, judge))
+            pace.tokens += sum(answer.output.usage.completion_tokens for answer in answers)
+            endings.append(behind.submit(finish_wave, recipe, stem, answers, llm.tokenizer.fingerprint))
+            console.print(f"wave {place + 1} of {len(waves)}: {len(answers):,} answers, {pace}", highlight=False)
+            left = len(waves) - place - 1
+            if end is not None and left and time.monotonic() + pace.longest > end:
+                console.print(f"{left} waves are left for another time", highlight=False)
                 break
-        for ending in endings:
-            total.add(ending.result())
+            for ending in filter(Future.done, endings):
+                ending.result()  # a sandbox or a disk that fails is told at once
+        return [ending.result() for ending in endings]
+    finally:
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)
+
+
+@dataclass
+class Pace:
+    """Completion tokens and seconds of all waves so far, and the seconds of the longest."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    longest: float = 0.0
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """A wave is decoded here."""
+        begin = time.monotonic()
+        yield
+        taken = time.monotonic() - begin
+        self.seconds, self.longest = self.seconds + taken, max(self.longest, taken)
+
+    def __str__(self) -> str:
+        return f"{self.tokens / 1e6:.2f} M tokens, {self.tokens / max(self.seconds, 1e-9) / 1e3:.1f}k tok/s"
 
 
 def _decode(
