@@ -235,7 +235,7 @@ class Recipe(Frozen):
             raise ValueError("tokenizer is missing: name the checkpoint folder whose tokenizer wrote the shards")
         if self.init is not None and self.learn == "full":
             raise ValueError('init is an adapter, and learn = "full" has none: name the folder as base instead')
-        if self.mask_id is None:
+        if self.mask_id is None and self.objective.kind != "ar":
             raise ValueError("mask_id is missing: give an id of the vocabulary that no text encodes to")
         return self
 

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from openmercury.data.loader import Batch
-from openmercury.diffusion.corrupt import Corrupted
-from openmercury.model.masks import block_end, block_index, block_start
+from openmercury.diffusion.corrupt import corrupt, cut_blocks
 from openmercury.model.transformer import Transformer
-from openmercury.train.attention import CleanAttend, NoisyAttend
 from openmercury.train.config import Eval
 from openmercury.train.feed import held_out_rows
+from openmercury.train.objectives.base import learnt_tokens, positions, read_clean
+from openmercury.train.objectives.noisy import read_noisy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,35 +122,20 @@ def count_drafts(model: Transformer, batch: Batch, drafts: int) -> Tensor:
     """Right drafts and those that had a chance, for the 1st … last of a group, [2, drafts] in float64."""
     facts = model.config.diffusion
     assert facts is not None
-    tokens_BL, document_BL = batch.tokens_BL, batch.document_BL
+    tokens_BL, learnt_BL = batch.tokens_BL, learnt_tokens(batch)
     (rows, length), size = tokens_BL.shape, drafts + 1
-    position_BL = torch.arange(length, device=tokens_BL.device).expand_as(tokens_BL)
-    size_B = torch.full((rows,), size, device=tokens_BL.device)
     offset_B = torch.arange(rows, device=tokens_BL.device) % size
-    place = (length, size_B, offset_B)
-    masks = Corrupted(
-        ids_BL=torch.full_like(tokens_BL, facts.mask_id),
-        masked_BL=torch.ones_like(tokens_BL, dtype=torch.bool),
-        rate_BL=torch.ones(rows, length, device=tokens_BL.device),
-        block_BL=block_index(*place),
-        start_BL=block_start(*place),
-        end_BL=block_end(*place),
-    )
-    clean = CleanAttend(document_BL)
-    teacher_BLD = model(tokens_BL, position_BL, clean)
-    at_T = torch.arange(rows * length, device=tokens_BL.device)
-    student_TD = model(
-        masks.ids_BL.view(1, -1),
-        position_BL.reshape(1, -1),
-        NoisyAttend(clean, masks, at_T),
-        torch.ones_like(at_T)[None] > 0,
-    )[0]
-    draft_BL, choice_BL = (greedy(model, x).view(rows, length) for x in (student_TD, teacher_BLD.flatten(0, 1)))
-    counted_BL = torch.zeros_like(batch.loss_mask_BL)
-    counted_BL[:, :-1] = batch.loss_mask_BL[:, 1:] & (document_BL[:, 1:] == document_BL[:, :-1])
-    followed_BL = torch.zeros_like(counted_BL)
+    blocks = cut_blocks(batch.document_BL, learnt_BL, torch.full_like(offset_B, size), offset_B)
+    weight_BL = torch.ones(rows, length, device=tokens_BL.device)
+    masks = corrupt(tokens_BL, learnt_BL, learnt_BL, weight_BL, blocks, facts.mask_id)
+    clean = read_clean(model, batch, gradient=False)
+    student_TD = read_noisy(model, clean, masks, torch.arange(rows * length, device=tokens_BL.device))
+    teacher_TD = clean.hidden_BLD.flatten(0, 1)
+    draft_BL, choice_BL = (greedy(model, x).view(rows, length) for x in (student_TD, teacher_TD))
+    counted_BL, followed_BL = torch.zeros_like(learnt_BL), torch.zeros_like(learnt_BL)
+    counted_BL[:, :-1] = learnt_BL[:, 1:] & learnt_BL[:, :-1]
     followed_BL[:, :-1] = choice_BL[:, :-1] == tokens_BL[:, 1:]
-    return _hazards(position_BL - masks.start_BL, draft_BL == choice_BL, followed_BL, counted_BL, drafts)
+    return _hazards(positions(batch) - blocks.start_BL, draft_BL == choice_BL, followed_BL, counted_BL, drafts)
 
 
 def _hazards(at_BL: Tensor, right_BL: Tensor, followed_BL: Tensor, counted_BL: Tensor, drafts: int) -> Tensor:

@@ -1,33 +1,26 @@
-"""The architecture of a recipe, with the facts its run will give a checkpoint. No torch."""
+"""The architecture of a recipe, with the facts its run will give a checkpoint."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from openmercury.errors import ConfigError
-from openmercury.model.config import AdapterFacts, DiffusionFacts, ModelConfig, Yarn, read_config
+from openmercury.model.config import ModelConfig, Yarn, read_config
 from openmercury.train.config import Recipe
+from openmercury.train.objectives.build import diffusion_facts
 
 
 def model_config(recipe: Recipe) -> ModelConfig:
     """The architecture that is trained, with the facts this run will give it."""
     base = recipe.architecture if recipe.base is None else read_config(recipe.base)
     assert base is not None
-    changes: dict[str, Any] = {"diffusion": diffusion_facts(recipe)}
+    facts = None
+    if recipe.mask_id is not None:
+        facts = diffusion_facts(recipe.objective, recipe.mask_id, recipe.rank if recipe.adapted else None)
+    changes: dict[str, Any] = {"diffusion": facts}
     if recipe.context is not None:
         if base.rope_scaling is not None:
             raise ConfigError(f"context: {recipe.base} has stretched angles already: leave the table out")
         changes["rope_scaling"] = Yarn(factor=recipe.context.factor, original_max_position_embeddings=base.max_context)
         changes["max_context"] = recipe.context.length
     return ModelConfig(**{**base.model_dump(), **changes})
-
-
-def diffusion_facts(recipe: Recipe) -> DiffusionFacts | None:
-    """What the checkpoint will say of its decoding; nothing for an autoregressive one."""
-    if recipe.mask_id is None:
-        return None
-    return DiffusionFacts(
-        mask_id=recipe.mask_id,
-        block_size=max(recipe.objective.block_sizes),
-        adapter=AdapterFacts(rank=recipe.rank) if recipe.adapted else None,
-    )

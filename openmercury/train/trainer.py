@@ -16,6 +16,7 @@ from torch import Tensor
 from openmercury.config import load_config
 from openmercury.data.loader import Batch
 from openmercury.errors import TrainingError
+from openmercury.model.transformer import Transformer
 from openmercury.train.build import build_model, learning, pick_dtype, wrap_layers
 from openmercury.train.checkpoint import Checkpointer, find_state, read_counters, read_state
 from openmercury.train.config import Recipe
@@ -67,6 +68,8 @@ class Trainer:
         self.model = build_model(recipe, home, self.compute)
         self.objective = build_objective(recipe.objective, self.model, compile=recipe.compile)
         wrap_layers(self.model, compile=recipe.compile, checkpointing=recipe.checkpointing)
+        for frozen in (each for each in vars(self.objective).values() if isinstance(each, Transformer)):
+            wrap_layers(frozen.to(self.device, self.compute), compile=recipe.compile, checkpointing=False)
         if self.sharded:
             shard(self.model, self.world, self.compute)
         chosen = {id(parameter) for parameter in learning(recipe, self.model)}
@@ -218,12 +221,7 @@ class Trainer:
             "tokens_per_second": round(rate),
             "lr": learning_rate(self.recipe.optim, self.step - 1, self.recipe.steps),
         }
-        peak = peak_flops(self.device)
-        if peak is not None:
-            weight = float(sum(loss.weight for loss in window)) * self.world.size / tokens
-            row["mfu"] = round(
-                training_flops(self.recipe, self.model.config, min(1.0, weight)) * rate / peak / self.world.size, 4
-            )
+        row |= self._mfu(window, tokens, rate)
         self._tell({**row, **ratios})
         shown = "  ".join(f"{name} {value:.3f}" for name, value in ratios.items())
         mfu = f"  MFU {row['mfu']:.0%}" if "mfu" in row else ""
@@ -231,6 +229,14 @@ class Trainer:
             f"step {self.step:>6}/{self.recipe.steps}  {shown}  {rate / 1e3:.1f}k tok/s{mfu}  lr {row['lr']:.2e}",
             highlight=False,
         )
+
+    def _mfu(self, window: list[Loss], tokens: int, rate: float) -> dict[str, float]:
+        peak = peak_flops(self.device)
+        if peak is None:
+            return {}
+        trained = min(1.0, float(sum(loss.weight for loss in window)) * self.world.size / tokens)
+        flops = training_flops(self.recipe, self.model.config, trained)
+        return {"mfu": round(flops * rate / peak / self.world.size, 4)}
 
     def _tell(self, row: Mapping[str, float]) -> None:
         for tracker in self.trackers:
