@@ -35,6 +35,20 @@ class DiffusionFacts(Frozen):
     logit_shift: bool = True
     adapter: AdapterFacts | None = None
 
+    def check_decodable(self) -> None:
+        """Raises UnsupportedError for a checkpoint whose noisy side works otherwise than our decoding."""
+        odd = {
+            f"{self.clean_attention} attention": self.clean_attention != "causal",
+            "aligned blocks": self.block_aligned,
+            "no logit shift": not self.logit_shift,
+        }
+        found = " and ".join(name for name, is_so in odd.items() if is_so)
+        if found:
+            raise UnsupportedError(
+                f"this checkpoint was trained with {found}, which cannot be decoded: "
+                'use one trained by `openmercury train` with objective.kind = "block_diffusion" and shift'
+            )
+
 
 class RopeScaling(Frozen):
     """Llama 3's frequency-dependent stretch of the rotary angles."""

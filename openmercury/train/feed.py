@@ -30,7 +30,14 @@ def open_loader(recipe: Recipe, batch: int, state: Mapping[str, Any] | None) -> 
     assert folder is not None
     tokenizer, sizes = fingerprint(folder), getattr(recipe.objective, "block_sizes", ())
     for source, manifest in zip(data.sources, loader.manifests, strict=True):
-        check_fit(source.path, manifest, tokenizer=tokenizer, row_length=data.row_length, block_sizes=sizes)
+        check_fit(
+            source.path,
+            manifest,
+            tokenizer=tokenizer,
+            row_length=data.row_length,
+            block_sizes=sizes,
+            pairs=recipe.objective.kind == "dpo",
+        )
     return loader
 
 

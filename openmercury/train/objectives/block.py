@@ -21,7 +21,7 @@ from openmercury.train.config import BlockDiffusion
 from openmercury.train.objectives.base import Clean, Loss, learnt_tokens, ratio, read_clean, wide_dtype
 from openmercury.train.objectives.measure import by_level, draft_prefix
 from openmercury.train.objectives.noise import draw_blocks, draw_uniform, noisy_copies, sizes_now
-from openmercury.train.objectives.noisy import Chosen, asked_rows, choose_blocks, read_noisy
+from openmercury.train.objectives.noisy import Chosen, asked_rows, choose_blocks, clean_weights, read_noisy
 from openmercury.train.objectives.rollout import own_states, teach
 
 
@@ -151,7 +151,7 @@ class BlockDiffusionObjective:
         if bound:
             weight = learnt_BL.sum().to(weight.dtype)
         if config.ar or (bound and config.shift):
-            exact_BL = _clean_weights(copies[0], learnt_BL) if bound and config.shift else torch.zeros_like(learnt_BL)
+            exact_BL = clean_weights(copies[0], learnt_BL) if bound and config.shift else torch.zeros_like(learnt_BL)
             at_M = (learnt_BL[:, 1:].flatten()).nonzero()[:, 0]
             exact_M = exact_BL[:, 1:].flatten()[at_M].to(weight.dtype)
             found = denoising_loss(
@@ -186,11 +186,3 @@ class BlockDiffusionObjective:
         lost = torch.stack([part.left_out for part in parts]).sum()
         asked = lost + sum(len(part.at_M) for part in parts)
         return {**found, "left_out": ratio(lost, asked, found["hit_full"])}
-
-
-def _clean_weights(noisy: Corrupted, learnt_BL: Tensor) -> Tensor:
-    """What the clean side's row predicts in the bound with logit shift, by token: the first of a block exactly, and the
-    first masked one, which stands behind settled text."""
-    first_BL = torch.arange(learnt_BL.shape[1], device=learnt_BL.device) == noisy.start_BL
-    behind_BL = noisy.masked_BL & F.pad(noisy.settled_BL[:, :-1], (1, 0))
-    return torch.where(learnt_BL & (first_BL | behind_BL), noisy.weight_BL, 0.0)

@@ -10,8 +10,9 @@ from openmercury.model.config import AdapterFacts, DiffusionFacts
 from openmercury.model.transformer import Transformer
 from openmercury.train.config import AR, BlockDiffusion, MaskedDiffusion, ObjectiveConfig
 from openmercury.train.objectives.ar import ARObjective
-from openmercury.train.objectives.base import Objective, base_learns, frozen_base
+from openmercury.train.objectives.base import Objective, base_learns, frozen_base, frozen_policy
 from openmercury.train.objectives.block import BlockDiffusionObjective
+from openmercury.train.objectives.dpo import DPOObjective
 from openmercury.train.objectives.masked import MaskedDiffusionObjective
 
 
@@ -52,4 +53,4 @@ def build_objective(config: ObjectiveConfig, model: Transformer, *, compile: boo
         return ARObjective(slice_fn)
     if isinstance(config, MaskedDiffusion):
         return MaskedDiffusionObjective(config, slice_fn)
-    raise ConfigError(f"objective.kind = {config.kind!r} is not there yet")
+    return DPOObjective(config, frozen_policy(model), learns, slice_fn)

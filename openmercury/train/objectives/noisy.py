@@ -63,3 +63,11 @@ def places(at_T: Tensor, total: int) -> Tensor:
     return torch.zeros(total, dtype=torch.long, device=at_T.device).scatter(
         0, at_T, torch.arange(len(at_T), device=at_T.device)
     )
+
+
+def clean_weights(noisy: Corrupted, learnt_BL: Tensor) -> Tensor:
+    """What the clean side's row predicts in the bound with logit shift, by token: the first of a block exactly, and the
+    first masked one, which stands behind settled text."""
+    first_BL = torch.arange(learnt_BL.shape[1], device=learnt_BL.device) == noisy.start_BL
+    behind_BL = noisy.masked_BL & F.pad(noisy.settled_BL[:, :-1], (1, 0))
+    return torch.where(learnt_BL & (first_BL | behind_BL), noisy.weight_BL, 0.0)

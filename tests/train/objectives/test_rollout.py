@@ -31,10 +31,10 @@ def slow_decode(model: Transformer, config: BlockDiffusion, batch: Batch, blocks
         for read in blocks_of(model, batch, corrupt(ids, masked, learnt_tokens(batch), one, blocks, tiny.MASK)):
             open_ = [p for p in read.at if masked[read.b, p]]
             log_p = chosen_tokens(model, batch, read, open_, config.shift)
-            sure = sorted(open_[1:], key=lambda p: -float(log_p[p].max()))
-            take, joint = [open_[0]], float(log_p[open_[0]].max().exp())
+            sure = sorted(open_[1:], key=lambda p: -float(log_p[p].detach().max()))
+            take, joint = [open_[0]], float(log_p[open_[0]].detach().max().exp())
             for p in sure:
-                joint *= float(log_p[p].max().exp())
+                joint *= float(log_p[p].detach().max().exp())
                 if joint <= config.on_policy.threshold:
                     break
                 take.append(p)
