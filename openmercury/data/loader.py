@@ -69,9 +69,10 @@ class Loader:
         return [stream.manifest for stream in self.streams]
 
     @property
-    def cut(self) -> int:
-        """Tokens of the shards held now that are in no row: they lie beyond the end of one."""
-        return sum(packed.cut for stream in self.streams for packed in stream.packed.values())
+    def cut(self) -> float:
+        """Share of the tokens that are in no row, for they lie beyond the end of one; of the shards held now."""
+        held = [packed for stream in self.streams for packed in stream.packed.values()]
+        return sum(packed.cut for packed in held) / max(1, sum(len(packed.examples.ids) for packed in held))
 
     def next(self, device: torch.device) -> Batch:
         """The next batch on `device`."""
