@@ -65,16 +65,14 @@ def _examples(
     path: Path, recipe: ExampleRecipe, tokenizer: Tokenizer, benchmarks: BenchmarkIndex | None, drops: Drops
 ) -> Iterator[Example]:
     for row in _rows(path, drops):
-        match row:
-            case {"messages": [dict(), *_] as messages}:
-                pass
-            case _:
-                drops["without messages"] += 1
-                continue
+        messages, tools = (row.get("messages"), row.get("tools") or []) if isinstance(row, dict) else (None, [])
+        if not messages or not _are_objects(messages) or not _are_objects(tools):
+            drops["without messages"] += 1
+            continue
         if benchmarks is not None and (hit := benchmarks.find(_text(messages))) is not None:
             drops[f"near {hit[0]}"] += 1
             continue
-        tools, about = row.get("tools") or (), [str(row.get(name) or "") for name in ("language", "licence")]
+        about = [str(row.get(name) or "") for name in ("language", "licence")]
         try:
             found = make_chat_examples(messages, recipe, tokenizer, tools=tools, language=about[0], licence=about[1])
         except InputError:
@@ -96,6 +94,10 @@ def _rows(path: Path, drops: Drops) -> Iterator[Any]:
         raise DataError(f"{path} cannot be read ({error}): give JSON Lines, plain, .gz or .xz") from None
 
 
-def _text(messages: Sequence[Any]) -> str:
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
+
+
+def _text(messages: Sequence[dict[str, Any]]) -> str:
     """All that the messages say, tool calls aside."""
-    return "\n".join(str(each.get("content") or "") for each in messages if isinstance(each, dict))
+    return "\n".join(str(each.get("content") or "") for each in messages)

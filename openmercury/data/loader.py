@@ -108,7 +108,8 @@ class Stream:
         self.epoch, self.window, self.row, self.drawn = epoch, window, row, drawn
         order = np.random.default_rng((*self.seed, epoch)).permutation(len(self.manifest.shards)).tolist()
         chosen = order[window * WINDOW :][:WINDOW]
-        self.packed = {number: self.packed.get(number) or self._load(number) for number in chosen}
+        held = self.packed
+        self.packed = {number: held[number] if number in held else self._load(number) for number in chosen}
         rows = [(number, row) for number in chosen for row in range(len(self.packed[number]))]
         self._order = [rows[i] for i in np.random.default_rng((*self.seed, epoch, window)).permutation(len(rows))]
 

@@ -35,6 +35,9 @@ LINES = [
     row("Long?", "word " * 5000),
     '{"messages": [{"role": "poet", "content": ""}, {"role": "assistant", "content": "a"}]}',
     '{"messages": "none"}',
+    '{"messages": [{"role": "user", "content": "a"}, 1]}',
+    '{"messages": [{"role": "user", "content": "a"}], "tools": 5}',
+    "[]",
     "{",
     "",
     row("More?", "No."),
@@ -47,7 +50,7 @@ def test_rows_are_kept_or_counted(tmp_path: Path, name: str, open_: type[open]) 
         stream.write("\n".join(LINES))
     manifest, drops = write_conversations([tmp_path / name], tmp_path / "out", RECIPE, TOKENIZER, BENCHMARKS)
     assert +drops == {
-        "near someeval": 1, "without an answer that fits": 1, "malformed": 1, "without messages": 1, "not JSON": 1,
+        "near someeval": 1, "without an answer that fits": 1, "malformed": 1, "without messages": 4, "not JSON": 1,
     }  # fmt: skip
     assert manifest.counts.examples == 2
     assert manifest.languages["python"].examples == manifest.licences["MIT"].examples == 1
