@@ -42,7 +42,7 @@ def trained_share(recipe: Recipe) -> float:
 
 
 def make_probes(recipe: Recipe) -> Sequence[Callable[[Path], Mapping[str, float]]]:
-    """pass@1 and tokens per forward of the recipe's task in `diffusion`, before the run begins to find what is wrong."""
+    """What measures the recipe's task: pass@1 and tokens per forward. Raises now for what would fail later."""
     if recipe.eval is None or recipe.eval.task is None:
         return ()
     from openmercury.eval.runner import job
@@ -62,8 +62,7 @@ def make_probes(recipe: Recipe) -> Sequence[Callable[[Path], Mapping[str, float]
         from openmercury.llm import LLM
 
         llm = LLM(folder, device=recipe.device, engine_changes=ENGINE)
-        mode = "ar" if llm.config.diffusion is None else "diffusion"
-        system = Ours(llm, SamplingParams(mode=mode, max_tokens=work.max_tokens))
+        system = Ours(llm, SamplingParams(mode="ar" if llm.config.diffusion is None else "diffusion"))
         with tempfile.TemporaryDirectory() as kept:
             store = Store.create(Path(kept), dict(system.identity), {})
             runner.generate(system, work, 1, Sampling(), store, _silent)
