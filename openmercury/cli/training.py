@@ -20,13 +20,18 @@ if TYPE_CHECKING:
 ENGINE = {"cache_tokens": 2**16, "max_requests": 32, "graphs": False}
 
 
-def dry_run(path: Path, overrides: Sequence[str], gpu: str, gpus: int, mfu: float) -> str:
-    """What a recipe resolves to and will need."""
+def dry_run(path: Path, overrides: Sequence[str], gpu: str, gpus: int, mfu: float, shape: str | None = None) -> str:
+    """What a recipe resolves to and will need; `shape` names a base that is not on this machine."""
     from openmercury.config import load_config
     from openmercury.train.config import Recipe
     from openmercury.train.memory import report
 
     recipe = load_config(Recipe, path, overrides)
+    if shape is not None:
+        from openmercury.model.shapes import config_of
+
+        plain = config_of(shape).model_copy(update={"diffusion": None})
+        recipe = recipe.model_copy(update={"base": None, "architecture": plain})
     return report(recipe, gpu=gpu, gpus=gpus, mfu=mfu, trained=trained_share(recipe))
 
 
