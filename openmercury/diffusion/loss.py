@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-HEAD_ROWS = 4096  # rows that meet the vocabulary at once
+HEAD_ROWS = 4096  # rows that meet the vocabulary at once on a GPU
+CPU_LOGITS = 2**26  # logits held at once elsewhere: with what is made of them, 2 GB in float32
+
+
+def head_rows(head_VD: Tensor) -> int:
+    """How many rows may meet the vocabulary at once."""
+    return HEAD_ROWS if head_VD.is_cuda else max(1, min(HEAD_ROWS, CPU_LOGITS // len(head_VD)))
 
 
 class Terms(NamedTuple):
@@ -110,14 +116,15 @@ def denoising_loss(
     *,
     teacher: tuple[Tensor, Tensor] | None = None,
     mask_id: int | None = None,
-    rows: int = HEAD_ROWS,
+    rows: int | None = None,
     slice_fn: SliceLoss = slice_loss,
 ) -> DenoisingLoss:
     """Loss of M rows of hidden states against tokens and a teacher's (hidden_MD, head_VD).
 
-    `rows` bounds the logits held at once. The head gets a gradient where it requires one.
+    `rows` bounds the logits held at once, by default as the machine allows. A head that requires a gradient gets one.
     """
     assert teacher is not None or not terms.kl
+    rows = rows or head_rows(head_VD)
     gradient_MD = torch.empty_like(student_MD)
     gradient_VD = torch.zeros_like(head_VD, dtype=weight_M.dtype) if head_VD.requires_grad else None
     found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
