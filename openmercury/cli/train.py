@@ -6,6 +6,7 @@ The work is done by `train`, `data` and `distill`; an interrupted run goes on wh
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,8 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Instead of the recipe's: optim.lr=1e-4."),
 ]
 
+CHECK_SECONDS = 5.0  # an answer that is executed may take
+
 data = typer.Typer(help="Make and look at training data.")
 
 
@@ -33,18 +36,31 @@ def register(app: typer.Typer) -> None:
     app.add_typer(data, name="data")
 
 
-def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Train an adapter; goes on by itself where an interrupted run stopped.
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, option("Print the resolved recipe, memory by part, operations and time.", "--dry-run")
+    ] = False,
+    gpu: Annotated[str, option("Of --dry-run: the GPU whose peak is meant.", metavar="NAME")] = "H100",
+    gpus: Annotated[int, typer.Option(min=1, help="Of --dry-run: how many of them.")] = 1,
+    mfu: Annotated[float, typer.Option(min=0.01, max=1.0, help="Of --dry-run: the share of the peak reached.")] = 0.4,
+) -> None:
+    """Train an adapter, or all weights; goes on by itself where an interrupted run stopped.
 
     On several GPUs: torchrun --nproc-per-node N -m openmercury train RECIPE
     """
+    from openmercury.cli import training
     from openmercury.cli.show import waiting
 
     _read(recipe)
+    if dry_run:
+        print(training.dry_run(recipe, list(overrides or ()), gpu, gpus, mfu))
+        return
     with waiting("starting") if os.environ.get("RANK", "0") == "0" else nullcontext():  # one spinner, not N
         from openmercury.train.trainer import run_recipe
 
-    run_recipe(recipe, list(overrides or ()))
+    run_recipe(recipe, list(overrides or ()), training.make_probes)
 
 
 def prompts(
@@ -73,7 +89,22 @@ def generate(recipe: RecipeFile, overrides: Overrides = None) -> None:
     with waiting("starting"):
         from openmercury.distill import run_recipe
 
-    run_recipe(recipe, list(overrides or ()))
+    run_recipe(recipe, list(overrides or ()), _judge)
+
+
+def _judge() -> Callable[[str, Mapping[str, str]], bool]:
+    """Executes answers in the sandbox; raises SandboxError where there is none."""
+    from openmercury.eval import sandbox
+    from openmercury.eval.tasks.base import Program
+    from openmercury.eval.tasks.extract import extract
+
+    sandbox.usable_backend()
+
+    def right(answer: str, check: Mapping[str, str]) -> bool:
+        parts = (check["before"], extract(answer, check["name"]), check["after"])
+        return sandbox.run(Program("\n".join(parts), timeout=CHECK_SECONDS)).passed
+
+    return right
 
 
 def _read(recipe: Path) -> None:

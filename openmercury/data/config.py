@@ -30,18 +30,27 @@ class PromptCounts(Frozen):
     gsm8k: int = Field(default=0, ge=0)
     chat: int = Field(default=0, ge=0)
     fim: int = Field(default=0, ge=0)
+    edit: int = Field(default=0, ge=0)
+    apply: int = Field(default=0, ge=0)
+    next_edit: int = Field(default=0, ge=0)
+    json_: int = Field(default=0, ge=0, alias="json")
+    tool: int = Field(default=0, ge=0)
 
 
 class PromptRecipe(Frozen):
     """A set of prompts for self-distillation.
 
-    `packages` are pinned requirements (name==version), `licences` the SPDX names and classifiers that may be used,
-    `skip_paths` path fragments to leave out. `gsm8k` is a path relative to the evaluation data; "" leaves it out.
+    `packages` are pinned requirements (name==version), `earlier` older releases of some of them whose functions show
+    how code changes, `licences` the SPDX names and classifiers that may be used, `skip_paths` path fragments to leave
+    out. `gsm8k` is a path relative to the evaluation data; "" leaves it out. The first `held_out` prompts of the file
+    share no source with the others.
     """
 
     seed: int = 0
     packages: tuple[str, ...]
     licences: tuple[str, ...]
+    earlier: tuple[str, ...] = ()
+    held_out: int = Field(default=0, ge=0)
     skip_paths: tuple[str, ...] = ("/_vendor/", "/tests/")
     counts: PromptCounts = PromptCounts()
     gsm8k: str = "../train/gsm8k_train.jsonl.xz"
