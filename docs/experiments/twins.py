@@ -44,21 +44,18 @@ SHAPE = {
     "learn": "full",
     "data.row_length": LENGTH,
     "data.rows": 16,
-    "steps": 360,
+    "data.forward_rows": 16,
+    "eval.share": 0.02,
+    "eval.rows": 4,
+    "steps": 240,
     "compile": "false",
     "optim.lr": 3e-3,
     "optim.warmup_steps": 40,
     "device": "cpu",
 }
 TWINS = {
-    "ar": ["objective.kind=ar"],
-    "diffusion": [
-        "objective.kind=block_diffusion",
-        f"objective.block_sizes={list(BLOCKS)}",
-        "objective.weights=bound",
-        "objective.ce=1.0",
-        "objective.kl=0.0",
-    ],
+    "ar": ['objective={kind = "ar"}'],
+    "diffusion": [f"objective.block_sizes={list(BLOCKS)}"],
 }
 
 

@@ -132,18 +132,18 @@ def denoising_loss(
         head = head_VD.to(student_MD.dtype)
         for begin in range(0, max(1, len(student_MD)), rows):  # one slice even of nothing: ranks stay in step
             part = slice(begin, begin + rows)
-            pad = max(0, begin + rows - len(student_MD))  # every slice has one shape: compiled once
+            size = len(student_MD[part])
+            pad = 0 if slice_fn is slice_loss else rows - size  # what is compiled sees slices of one shape
             student = F.pad(student_MD[part], (0, 0, 0, pad))
             shown = None
             if terms.kl and teacher is not None:
                 shown = F.linear(F.pad(teacher[0][part], (0, 0, 0, pad)), teacher[1].to(teacher[0].dtype))
             target, weight = F.pad(target_M[part], (0, pad)), F.pad(weight_M[part], (0, pad))
             one = slice_fn(F.linear(student, head), shown, target, weight, terms, mask_id)
-            keep = rows - pad
-            gradient_MD[part] = (one.slope_MV @ head)[:keep]
+            gradient_MD[part] = (one.slope_MV @ head)[:size]
             if gradient_VD is not None:
                 gradient_VD += one.slope_MV.T @ student
-            found.append((one.ce_M[:keep], one.kl_M[:keep], one.entropy_M[:keep], one.hit_M[:keep]))
+            found.append((one.ce_M[:size], one.kl_M[:size], one.entropy_M[:size], one.hit_M[:size]))
         ce_M, kl_M, entropy_M, hit_M = (torch.cat(parts) for parts in zip(*found, strict=True))
         each_M = terms.ce * ce_M + terms.kl * kl_M + terms.certainty * hit_M * entropy_M
         total = (weight_M * each_M).sum()
