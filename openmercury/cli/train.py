@@ -45,6 +45,9 @@ def train(
     gpu: Annotated[str, option("Of --dry-run: the GPU whose peak is meant.", metavar="NAME")] = "H100",
     gpus: Annotated[int, typer.Option(min=1, help="Of --dry-run: how many of them.")] = 1,
     mfu: Annotated[float, typer.Option(min=0.01, max=1.0, help="Of --dry-run: the share of the peak reached.")] = 0.4,
+    shape: Annotated[
+        str | None, option("Of --dry-run: published shape of a base that is not here.", metavar="NAME")
+    ] = None,
 ) -> None:
     """Train an adapter, or all weights; goes on by itself where an interrupted run stopped.
 
@@ -55,7 +58,7 @@ def train(
 
     _read(recipe)
     if dry_run:
-        print(training.dry_run(recipe, list(overrides or ()), gpu, gpus, mfu))
+        print(training.dry_run(recipe, list(overrides or ()), gpu, gpus, mfu, shape))
         return
     with waiting("starting") if os.environ.get("RANK", "0") == "0" else nullcontext():  # one spinner, not N
         from openmercury.train.trainer import run_recipe

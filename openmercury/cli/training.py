@@ -20,13 +20,18 @@ if TYPE_CHECKING:
 ENGINE = {"cache_tokens": 2**16, "max_requests": 32, "graphs": False}
 
 
-def dry_run(path: Path, overrides: Sequence[str], gpu: str, gpus: int, mfu: float) -> str:
-    """What a recipe resolves to and will need."""
+def dry_run(path: Path, overrides: Sequence[str], gpu: str, gpus: int, mfu: float, shape: str | None = None) -> str:
+    """What a recipe resolves to and will need; `shape` names a base that is not on this machine."""
     from openmercury.config import load_config
     from openmercury.train.config import Recipe
     from openmercury.train.memory import report
 
     recipe = load_config(Recipe, path, overrides)
+    if shape is not None:
+        from openmercury.model.shapes import config_of
+
+        plain = config_of(shape).model_copy(update={"diffusion": None})
+        recipe = recipe.model_copy(update={"base": None, "architecture": plain})
     return report(recipe, gpu=gpu, gpus=gpus, mfu=mfu, trained=trained_share(recipe))
 
 
@@ -42,7 +47,7 @@ def trained_share(recipe: Recipe) -> float:
 
 
 def make_probes(recipe: Recipe) -> Sequence[Callable[[Path], Mapping[str, float]]]:
-    """pass@1 and tokens per forward of the recipe's task in `diffusion`, before the run begins to find what is wrong."""
+    """What measures the recipe's task: pass@1 and tokens per forward. Raises now for what would fail later."""
     if recipe.eval is None or recipe.eval.task is None:
         return ()
     from openmercury.eval.runner import job
@@ -62,8 +67,7 @@ def make_probes(recipe: Recipe) -> Sequence[Callable[[Path], Mapping[str, float]
         from openmercury.llm import LLM
 
         llm = LLM(folder, device=recipe.device, engine_changes=ENGINE)
-        mode = "ar" if llm.config.diffusion is None else "diffusion"
-        system = Ours(llm, SamplingParams(mode=mode, max_tokens=work.max_tokens))
+        system = Ours(llm, SamplingParams(mode="ar" if llm.config.diffusion is None else "diffusion"))
         with tempfile.TemporaryDirectory() as kept:
             store = Store.create(Path(kept), dict(system.identity), {})
             runner.generate(system, work, 1, Sampling(), store, _silent)

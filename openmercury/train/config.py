@@ -173,7 +173,8 @@ class Eval(Frozen):
     """What is measured during training, every `every` steps: on rows that are never trained on, and on a task.
 
     Rows come from the shards of `path`, else `share` of the training rows are held out, chosen by their content. `task`
-    is a benchmark's name; `limit` of its problems are answered in process, from a temporary export.
+    is a benchmark's name; `limit` of its problems are answered in process, from a temporary export. `drafts` is how
+    many tokens of a draft are counted, `needles` are lengths of texts in which a needle is looked for.
     """
 
     every: Annotated[int, Field(ge=1)]
@@ -181,6 +182,7 @@ class Eval(Frozen):
     share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
     rows: Annotated[int, Field(ge=1)] = 32
     drafts: Annotated[int, Field(ge=1)] = 7
+    needles: tuple[Annotated[int, Field(ge=64)], ...] = ()
     task: str | None = None
     limit: Annotated[int, Field(ge=1)] = 32
 

@@ -36,6 +36,7 @@ from openmercury.train.storage import Reader
 
 QUANTIZATIONS = ("F32", "BF16", "Q8_0", "Q5_0", "Q4_0")
 PLAIN = {"F32": torch.float32, "BF16": torch.bfloat16}  # what safetensors hold
+BLOCK = 32  # values of a row that GGUF quantises together
 INDEX = "model.safetensors.index.json"
 
 
@@ -172,11 +173,13 @@ def _save_safetensors(weights: Mapping[str, Tensor], config: ModelConfig, out: P
 
 
 def _save_gguf(weights: Mapping[str, Tensor], config: ModelConfig, out: Path, quantization: str) -> None:
+    """Vectors, and matrices whose rows are no whole number of blocks, stay in F32."""
     kind = gguf.GGMLQuantizationType[quantization]
 
     def blocks() -> Iterator[tuple[str, Any, np.ndarray]]:
         for name, part in _named(weights, config, "gguf"):
             array = part.detach().float().cpu().numpy()
-            yield (name, kind, gguf.quantize(array, kind)) if array.ndim > 1 else (name, None, array)
+            blocks_fit = array.ndim > 1 and array.shape[-1] % BLOCK == 0
+            yield (name, kind, gguf.quantize(array, kind)) if blocks_fit else (name, None, array)
 
     write_shards(out, blocks(), config.architecture)

@@ -4,11 +4,13 @@ A product of [N, in] and [out, in] is 2 · N · in · out; its gradients are as 
 weights, each where it is wanted. What activation checkpointing computes twice is counted once: MFU is of the model,
 not of the hardware. Norms, rotation and softmax are left out, as usual (arXiv 2204.02311, appendix B).
 
-P = weights of all layers' matrices, A = those of the adapter, V·D the head, s = share of positions in the noisy half,
-m = share of positions with a loss:
+P = weights of all layers' matrices, A = those of the adapter, V·D the head; of the positions a share s passes the noisy
+half and a share m has a loss. With c copies of the noisy half (complementary masks: 2; DPO: its samples):
 
-    adapter           clean 2P · noisy s(2P + 2P + 6A) · head m · 6 V·D (student, teacher, gradient) · attention
-    all weights       6P a half, of which there are 1 + s with blocks, else 1 · head m · 6 V·D
+    clean half      2P, and as much again for the gradient of its input and for that of its weights, where they learn
+    noisy half      c s (2P + 2P + 6A), and 2P more where the weights learn
+    head            c m (student and the gradient of its input 4 V·D, teacher 2 V·D, gradient of the head 2 V·D)
+    attention       like the products around it, over half a row of keys; backward is twice its forward
 """
 
 from __future__ import annotations
@@ -63,16 +65,18 @@ def attention_flops(config: ModelConfig, keys: float) -> float:
 
 def training_flops(recipe: Recipe, config: ModelConfig, trained: float) -> float:
     """Of one token of the rows, forward and backward; `trained` is m. Texts are taken to be as long as their rows."""
-    body, update = 2.0 * body_weights(config), 2.0 * adapter_weights(config)
-    head = 2.0 * config.vocab_size * config.d_model
-    half = attention_flops(config, recipe.data.row_length / 2)
-    kind = recipe.objective.kind
-    share = getattr(recipe.objective, "noisy_share", 1.0)
-    halves = HALVES.get(kind, 1)
-    if recipe.adapted:
-        return body + half + share * (2 * body + 3 * update + 3 * half) + 3 * trained * head
-    noisy = share if halves == 2 else 0.0
-    return (1 + noisy) * 3 * (body + half) + 3 * trained * head
-
-
-HALVES = {"block_diffusion": 2}
+    body = 2.0 * body_weights(config) + attention_flops(config, recipe.data.row_length / 2)
+    update, head = 2.0 * adapter_weights(config), 2.0 * config.vocab_size * config.d_model
+    objective, full = recipe.objective, recipe.learn == "full"
+    base_learns = recipe.learn != "adapter"
+    clean = body * (1 + base_learns + full)
+    if objective.kind in ("ar", "masked_diffusion"):
+        return body * (2 + full) + 3 * update + trained * head * (2 + base_learns)
+    share = getattr(objective, "noisy_share", 1.0)
+    copies = getattr(objective, "samples", 2 if getattr(objective, "complementary", False) else 1)
+    noisy = copies * share * (body * (2 + full) + 3 * update)
+    taught = objective.kind == "block_diffusion" and objective.kl > 0
+    loss = copies * trained * head * (2 + taught + base_learns)
+    if objective.kind == "dpo":  # the reference reads both halves
+        return clean + body + noisy + copies * (body + update) + loss + copies * trained * head
+    return clean + (body if taught and base_learns else 0.0) + noisy + loss

@@ -25,6 +25,7 @@ from openmercury.diffusion.corrupt import corrupt, cut_blocks
 from openmercury.model.transformer import Transformer
 from openmercury.train.config import Eval
 from openmercury.train.feed import held_out_rows
+from openmercury.train.needle import find_needles
 from openmercury.train.objectives.base import learnt_tokens, positions, read_clean
 from openmercury.train.objectives.noisy import read_noisy
 
@@ -58,6 +59,9 @@ class Evaluation:
             facts = trainer.model.config.diffusion
             if facts is not None and facts.logit_shift:
                 found |= self._drafts()
+            for length in self.config.needles:
+                filler = self.rows.tokens_BL[self.rows.document_BL >= 0]
+                found[f"needle_{length}"] = find_needles(trainer.model, filler, length, SEED)
             if trainer.sharded:
                 trainer.model.reshard()  # type: ignore[operator]
             if self.config.task is not None:
@@ -139,7 +143,7 @@ def count_drafts(model: Transformer, batch: Batch, drafts: int) -> Tensor:
     teacher_TD = clean.hidden_BLD.flatten(0, 1)
     draft_BL, choice_BL = (greedy(model, x).view(rows, length) for x in (student_TD, teacher_TD))
     counted_BL, followed_BL = torch.zeros_like(learnt_BL), torch.zeros_like(learnt_BL)
-    counted_BL[:, :-1] = learnt_BL[:, 1:] & learnt_BL[:, :-1]
+    counted_BL[:, :-1] = learnt_BL[:, 1:] & (blocks.size_BL == size)[:, :-1]  # decoding drafts whole groups
     followed_BL[:, :-1] = choice_BL[:, :-1] == tokens_BL[:, 1:]
     return _hazards(positions(batch) - blocks.start_BL, draft_BL == choice_BL, followed_BL, counted_BL, drafts)
 

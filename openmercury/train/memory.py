@@ -13,7 +13,6 @@ from openmercury.errors import ConfigError
 from openmercury.model.config import ModelConfig
 from openmercury.train.config import Recipe
 from openmercury.train.flops import (
-    HALVES,
     PEAK,
     adapter_weights,
     body_weights,
@@ -93,10 +92,11 @@ def estimate(recipe: Recipe, *, processes: int = 1, compute: int | None = None, 
     facts = config.diffusion
     rank = 0 if facts is None or facts.adapter is None else facts.adapter.rank
     # The clean half of a frozen base keeps keys and values only; otherwise both halves are kept.
-    halves = HALVES.get(recipe.objective.kind, 1)
-    share = getattr(recipe.objective, "noisy_share", 1.0) if halves == 2 else 1.0
-    kept = tokens * (share if recipe.adapted else share + halves - 1)
-    clean = tokens * config.n_layers * 2 * config.n_kv_heads * config.head_size * width
+    halves = 1 if recipe.objective.kind in ("ar", "masked_diffusion") else 2
+    copies = getattr(recipe.objective, "samples", 2 if getattr(recipe.objective, "complementary", False) else 1)
+    share = copies * getattr(recipe.objective, "noisy_share", 1.0)
+    kept = tokens * (share if recipe.learn == "adapter" else share + halves - 1)
+    clean = (halves - 1) * tokens * config.n_layers * 2 * config.n_kv_heads * config.head_size * width
     layer = layer_elements(config, rank) * kept * width
     inputs = config.n_layers * config.d_model * kept * width
     activations = clean + (inputs + layer if recipe.checkpointing else config.n_layers * layer)

@@ -69,7 +69,9 @@ class Trainer:
         self.objective = build_objective(recipe.objective, self.model, compile=recipe.compile)
         wrap_layers(self.model, compile=recipe.compile, checkpointing=recipe.checkpointing)
         for frozen in (each for each in vars(self.objective).values() if isinstance(each, Transformer)):
-            wrap_layers(frozen.to(self.device, self.compute), compile=recipe.compile, checkpointing=False)
+            frozen.to(self.device, self.compute)
+            if frozen.layers is not self.model.layers:
+                wrap_layers(frozen, compile=recipe.compile, checkpointing=False)
         if self.sharded:
             shard(self.model, self.world, self.compute)
         chosen = {id(parameter) for parameter in learning(recipe, self.model)}
@@ -234,13 +236,19 @@ class Trainer:
         peak = peak_flops(self.device)
         if peak is None:
             return {}
-        trained = min(1.0, float(sum(loss.weight for loss in window)) * self.world.size / tokens)
+        trained = float(sum(_asked(loss) for loss in window)) * self.world.size / tokens
         flops = training_flops(self.recipe, self.model.config, trained)
         return {"mfu": round(flops * rate / peak / self.world.size, 4)}
 
     def _tell(self, row: Mapping[str, float]) -> None:
         for tracker in self.trackers:
             tracker.log(self.step, row)
+
+
+def _asked(loss: Loss) -> Tensor:
+    """Rows of the loss: the weight of each may be below 1."""
+    lost = loss.metrics.get("left_out")
+    return loss.weight.double() if lost is None else lost[1] - lost[0]
 
 
 def add_losses(losses: Sequence[Loss]) -> Loss:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from openmercury.model.attention import DenseAttend
-from openmercury.model.config import ModelConfig, RopeScaling, from_hf, to_hf
+from openmercury.model.config import ModelConfig, RopeScaling, Yarn, from_hf, to_hf
 from openmercury.model.convert import save_hf
 from openmercury.model.transformer import Transformer
 from openmercury.model.weights import load_model
@@ -51,6 +51,21 @@ def test_llama3_rope_equals_transformers(tmp_path: Path) -> None:
     save_hf(ours, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     ids = torch.randint(0, 60, (1, 40))
+    with torch.inference_mode():
+        torch.testing.assert_close(logits_of(ours, ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("attention_factor", [None, 1.3])
+def test_yarn_equals_transformers(tmp_path: Path, attention_factor: float | None) -> None:
+    """Within and far beyond the original context."""
+    transformers = pytest.importorskip("transformers")
+    scaling = Yarn(factor=4.0, original_max_position_embeddings=64, beta_fast=8, attention_factor=attention_factor)
+    config = tiny.config("qwen2", adapter=False).model_copy(update={"rope_scaling": scaling, "rope_theta": 1e4})
+    ours = tiny.network(dtype=torch.float32, of=config)
+    save_hf(ours, tmp_path)
+    assert load_model(tmp_path, dtype=torch.float32).config == config
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = torch.randint(0, 60, (1, 200))
     with torch.inference_mode():
         torch.testing.assert_close(logits_of(ours, ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
 

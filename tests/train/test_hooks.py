@@ -1,0 +1,76 @@
+"""What is measured during training: drafts as a slow reading counts them, and needles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from openmercury.data.loader import Batch
+from openmercury.model.attention import DenseAttend
+from openmercury.model.masks import visible
+from openmercury.model.transformer import Transformer
+from openmercury.train.hooks import count_drafts
+from openmercury.train.needle import KEY, VALUE, find_needles, plant
+from tests import tiny
+
+DRAFTS = 3
+
+
+def choice(model: Transformer, clean: list[int], noisy: int) -> list[int]:
+    """The likeliest token behind each position of clean text, then of a group of masks behind it."""
+    n = len(clean)
+    position = torch.arange(n + noisy)[None]
+    group = torch.tensor([[-1] * n + [0] * noisy])
+    end = torch.where(group < 0, position + 1, n)
+    ids = torch.tensor([[*clean, *[tiny.MASK] * noisy]])
+    hidden = model(ids, position, DenseAttend(visible(end, group, position, group)), group >= 0)
+    return [int(token) for token in model.logits(hidden)[0].argmax(-1)]
+
+
+def slow(model: Transformer, tokens: list[int], offset: int) -> torch.Tensor:
+    """Group by group behind its own clean text."""
+    found = torch.zeros(2, DRAFTS, dtype=torch.float64)
+    starts = [s for s in range(len(tokens)) if s > 0 and (s - offset) % (DRAFTS + 1) == 0]
+    for start in starts:
+        if start + DRAFTS + 1 > len(tokens):
+            continue  # decoding drafts whole groups
+        drafts = choice(model, tokens[:start], DRAFTS + 1)[start:]
+        for k in range(DRAFTS):
+            ar = choice(model, tokens[: start + k + 1], 0)[-1]
+            found[1, k] += 1
+            found[0, k] += drafts[k] == ar
+            if drafts[k] != ar or ar != tokens[start + k + 1]:
+                break
+    return found
+
+
+def test_drafts_are_counted_as_decoding_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.network()
+    first = torch.randint(0, 60, (1,), generator=torch.Generator().manual_seed(0)).tolist()
+    greedy = list(first)
+    while len(greedy) < 30:  # text that AR decoding wrote, then a row that it did not
+        greedy.append(choice(model, greedy, 0)[-1])
+    other = torch.randint(0, 60, (30,), generator=torch.Generator().manual_seed(1)).tolist()
+    rows = torch.tensor([greedy, other])
+    batch = Batch(rows, torch.ones_like(rows, dtype=torch.bool), torch.zeros_like(rows))
+    found = count_drafts(model, batch, DRAFTS)
+    # The first token of a document is given: the grid of a row begins behind it.
+    expected = sum(slow(model, text, 1 + row) for row, text in enumerate((greedy, other)))
+    assert isinstance(expected, torch.Tensor)
+    assert expected[1, 0] > 5
+    torch.testing.assert_close(found, expected)
+
+
+def test_needles() -> None:
+    filler = torch.arange(100, 160)
+    row = plant(filler, 200, 0.5, torch.Generator().manual_seed(0))
+    assert len(row) == 200
+    needle = row[-KEY - VALUE :]
+    at = round(0.5 * (200 - 2 * (KEY + VALUE)))
+    assert torch.equal(row[at : at + KEY + VALUE], needle)
+    assert not torch.equal(needle, filler[: KEY + VALUE])
+    with pytest.raises(ValueError, match="no room"):
+        plant(filler, 20, 0.5, torch.Generator())
+    constant = tiny.network()
+    share = find_needles(constant, torch.full((40,), 7), 64, 0)  # text of one token: a model that repeats finds it
+    assert 0 <= share <= 1
