@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-HEAD_ROWS = 4096  # rows that meet the vocabulary at once
+HEAD_ROWS = 4096  # rows that meet the vocabulary at once on a GPU
+CPU_LOGITS = 2**26  # logits held at once elsewhere: with what is made of them, 2 GB in float32
+
+
+def head_rows(head_VD: Tensor) -> int:
+    """How many rows may meet the vocabulary at once."""
+    return HEAD_ROWS if head_VD.is_cuda else max(1, min(HEAD_ROWS, CPU_LOGITS // len(head_VD)))
 
 
 class Terms(NamedTuple):
@@ -110,14 +116,15 @@ def denoising_loss(
     *,
     teacher: tuple[Tensor, Tensor] | None = None,
     mask_id: int | None = None,
-    rows: int = HEAD_ROWS,
+    rows: int | None = None,
     slice_fn: SliceLoss = slice_loss,
 ) -> DenoisingLoss:
     """Loss of M rows of hidden states against tokens and a teacher's (hidden_MD, head_VD).
 
-    `rows` bounds the logits held at once. The head gets a gradient where it requires one.
+    `rows` bounds the logits held at once, by default as the machine allows. A head that requires a gradient gets one.
     """
     assert teacher is not None or not terms.kl
+    rows = rows or head_rows(head_VD)
     gradient_MD = torch.empty_like(student_MD)
     gradient_VD = torch.zeros_like(head_VD, dtype=weight_M.dtype) if head_VD.requires_grad else None
     found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -125,18 +132,18 @@ def denoising_loss(
         head = head_VD.to(student_MD.dtype)
         for begin in range(0, max(1, len(student_MD)), rows):  # one slice even of nothing: ranks stay in step
             part = slice(begin, begin + rows)
-            pad = max(0, begin + rows - len(student_MD))  # every slice has one shape: compiled once
+            size = len(student_MD[part])
+            pad = 0 if slice_fn is slice_loss else rows - size  # what is compiled sees slices of one shape
             student = F.pad(student_MD[part], (0, 0, 0, pad))
             shown = None
             if terms.kl and teacher is not None:
                 shown = F.linear(F.pad(teacher[0][part], (0, 0, 0, pad)), teacher[1].to(teacher[0].dtype))
             target, weight = F.pad(target_M[part], (0, pad)), F.pad(weight_M[part], (0, pad))
             one = slice_fn(F.linear(student, head), shown, target, weight, terms, mask_id)
-            keep = rows - pad
-            gradient_MD[part] = (one.slope_MV @ head)[:keep]
+            gradient_MD[part] = (one.slope_MV @ head)[:size]
             if gradient_VD is not None:
                 gradient_VD += one.slope_MV.T @ student
-            found.append((one.ce_M[:keep], one.kl_M[:keep], one.entropy_M[:keep], one.hit_M[:keep]))
+            found.append((one.ce_M[:size], one.kl_M[:size], one.entropy_M[:size], one.hit_M[:size]))
         ce_M, kl_M, entropy_M, hit_M = (torch.cat(parts) for parts in zip(*found, strict=True))
         each_M = terms.ce * ce_M + terms.kl * kl_M + terms.certainty * hit_M * entropy_M
         total = (weight_M * each_M).sum()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from openmercury.diffusion.loss import Terms, denoising_loss
+from openmercury.diffusion.loss import Slice, Terms, denoising_loss, slice_loss
 
 
 @pytest.mark.parametrize("terms", [Terms(1.0), Terms(0.7, 0.4), Terms(0.3, 0.2, 0.5), Terms(0.0, 1.0)])
@@ -45,3 +45,25 @@ def test_equals_autograd(terms: Terms, mask_id: int | None, trainable: bool) -> 
         torch.testing.assert_close(head.grad, plain_head.grad)
     else:
         assert head.grad is None
+
+
+def test_what_is_compiled_sees_one_shape() -> None:
+    """A slice that is not full is filled up with rows of no weight; a loss of no rows is 0."""
+    torch.manual_seed(1)
+    student, head = torch.randn(7, 4, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    target, weight = torch.randint(0, 9, (7,)), torch.rand(7, dtype=torch.float64)
+    shapes = set()
+
+    def compiled(logits: torch.Tensor, *rest: object) -> Slice:
+        shapes.add(logits.shape)
+        return slice_loss(logits, *rest)  # type: ignore[arg-type]
+
+    plain, filled = (
+        denoising_loss(student, head, target, weight, Terms(), rows=3, slice_fn=fn) for fn in (slice_loss, compiled)
+    )
+    assert shapes == {(3, 9)}
+    torch.testing.assert_close(filled.loss, plain.loss)
+    for one, other in zip(*(torch.autograd.grad(found.loss, head) for found in (filled, plain)), strict=True):
+        torch.testing.assert_close(one, other)
+    for fn in (slice_loss, compiled):
+        assert denoising_loss(student[:0], head, target[:0], weight[:0], Terms(), rows=3, slice_fn=fn).loss == 0

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from openmercury.data.loader import Batch
 from openmercury.diffusion.corrupt import Blocks, Corrupted, corrupt
+from openmercury.diffusion.loss import head_rows
 from openmercury.diffusion.sample import Choice, RowParams, choose
 from openmercury.diffusion.unmask import Policy, accept
 from openmercury.model.transformer import Transformer
@@ -20,13 +21,11 @@ from openmercury.train.config import BlockDiffusion
 from openmercury.train.objectives.base import Clean
 from openmercury.train.objectives.noisy import Chosen, places, read_noisy
 
-CHOICE_ROWS = 2048  # rows whose logits are held at once
-
 
 @torch.no_grad()
 def greedy(hidden_MD: Tensor, head_VD: Tensor, mask_id: int) -> Choice:
     """The likeliest token of each row, as decoding at temperature 0 chooses it."""
-    found = [choose(*_rows(part, head_VD, mask_id), "greedy") for part in hidden_MD.split(CHOICE_ROWS)]
+    found = [choose(*_rows(part, head_VD, mask_id), "greedy") for part in hidden_MD.split(head_rows(head_VD) // 2 or 1)]
     return Choice(*(torch.cat(fields) for fields in zip(*found, strict=True)))
 
 
