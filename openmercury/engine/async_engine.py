@@ -99,7 +99,7 @@ class AsyncEngine:
         eos: Sequence[int] | None = None,
         *,
         draft: bool = False,
-        seed: Sequence[int] | None = None,
+        expected: Sequence[int] | None = None,
         constraint: Constraint | None = None,
         pace: float = 0.0,
     ) -> Stream:
@@ -108,7 +108,7 @@ class AsyncEngine:
         `pace` is how many seconds lie between two updates at least, but for the last one, which comes at once: a
         reader that is woken by every forward takes time from those of everyone.
         """
-        request = self.engine.request(prompt, params, eos, seed=seed, constraint=constraint)
+        request = self.engine.request(prompt, params, eos, expected=expected, constraint=constraint)
         mailbox = _Mailbox(request, draft, self._inbox, pace)
         with self._gate:
             if self._stopped is not None:

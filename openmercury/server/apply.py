@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from openmercury.engine.params import SamplingParams
-from openmercury.server.edit import chunk, expected, failed, one_message, whole
+from openmercury.server.edit import chunk, expect, failed, one_message, whole
 from openmercury.server.generation import begin
 from openmercury.server.request import check_model, choices, sampling
 from openmercury.server.schemas import Message, Sampled
@@ -40,9 +40,9 @@ async def apply_completions(request: Request, body: ApplyRequest) -> Response:
     merge = edit.parse_merge(message)
     marks = edit.fence(f"{merge.original}\n{merge.update}")
     params = params.model_copy(update={"stop": (*params.stop, f"\n{marks}")})
-    ids, seed = await asyncio.to_thread(_prompt, service, merge, marks, params)
+    ids, expected = await asyncio.to_thread(_prompt, service, merge, marks, params)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
-    generation = begin(request, body, ids, params, n=n, kind=kind, seed=seed)
+    generation = begin(request, body, ids, params, n=n, kind=kind, expected=expected)
     if body.stream:
 
         async def events() -> AsyncGenerator[bytes]:
@@ -79,8 +79,8 @@ class Merged:
 def _prompt(
     service: Service, merge: edit.Merge, marks: str, params: SamplingParams
 ) -> tuple[list[int], list[int] | None]:
-    """The prompt up to where the code block of the answer begins, and the seed: the file as it is."""
+    """The prompt up to where the code block of the answer begins, and what is expected: the file as it is."""
     tokenizer = service.llm.tokenizer
     ids = [*chat.render(tokenizer, edit.merge_messages(merge)), *tokenizer.encode(f"{marks}\n")]
     answer = f"{merge.original.rstrip(chr(10))}\n{marks}"
-    return ids, expected(tokenizer, answer, service.llm.config.eos_ids, params)
+    return ids, expect(tokenizer, answer, service.llm.config.eos_ids, params)

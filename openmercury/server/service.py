@@ -123,7 +123,7 @@ class Service:
         *,
         eos: Sequence[int] | None = None,
         draft: bool = False,
-        seed: Sequence[int] | None = None,
+        expected: Sequence[int] | None = None,
         constraint: Constraint | None = None,
         pace: float = 0.0,
     ) -> Answer:
@@ -132,7 +132,7 @@ class Service:
         `pace` seconds lie between two pieces at least, but where a stop string may end the text.
         """
         pace = 0.0 if params.stop else pace
-        stream = self.engine.submit(ids, params, eos, draft=draft, seed=seed, constraint=constraint, pace=pace)
+        stream = self.engine.submit(ids, params, eos, draft=draft, expected=expected, constraint=constraint, pace=pace)
         ends = frozenset(() if params.ignore_eos else self.llm.config.eos_ids if eos is None else eos)
         return Answer(self.llm, stream, params.stop, ends, params.mode)
 
