@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from openmercury.server.settings import ServerSettings
 
 REACH, ALLOWED = "Who may ask", "How much"
-WARM = 8  # requests at once for which CUDA graphs are captured before the first comes
 
 
 def register(app: typer.Typer) -> None:
@@ -116,13 +115,12 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def _run(llm: LLM, name: str | None, settings: ServerSettings, listener: socket.socket) -> None:
-    from openmercury.engine.params import SamplingParams
     from openmercury.server import logs
-    from openmercury.server.app import create_app, web_server
+    from openmercury.server.app import create_app, warm_up, web_server
     from openmercury.server.service import Service
 
     logs.configure(settings.log_format)
-    llm.warm_up(WARM, SamplingParams(mode=settings.mode))
+    warm_up(llm, settings)
     service = Service(llm, name or llm.folder.resolve().name)
     app = create_app(service, settings)
     where = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -17,8 +17,9 @@ from typing import TypeVar
 
 from openmercury.engine.config import ROW_BUCKETS, EngineConfig, bucket
 from openmercury.engine.constraint import Constraint
-from openmercury.engine.expected import Expected
+from openmercury.engine.expected import COPYING_MODES, Expected
 from openmercury.engine.guide import cannot_follow, guide
+from openmercury.engine.modes import COPIED, Shape
 from openmercury.engine.pages import PagePool
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.policy import AutoPolicy, Load, Report
@@ -93,7 +94,7 @@ class Engine:
             raise UnsupportedError(
                 f"this checkpoint has no diffusion adapter, so mode {params.mode} cannot run: use mode ar or train one"
             )
-        if expected is not None and params.mode not in ("verified", "auto"):
+        if expected is not None and params.mode not in COPYING_MODES:
             raise InputError(f"expected tokens only act in modes verified and auto, not in {params.mode}: drop them")
         for name, ids in (("prompt", prompt), ("expected text", expected)):
             if ids and not 0 <= min(ids) <= max(ids) < config.vocab_size:
@@ -128,8 +129,10 @@ class Engine:
         self.runner.record(self.stats)
         return self.stats
 
-    def warm_up(self, requests: int, params: SamplingParams) -> None:
+    def warm_up(self, requests: int, params: SamplingParams, *, expected: bool = False) -> None:
         """Capture the CUDA graphs that up to `requests` at once of these params may want, and those that read prompts.
+
+        With `expected` they bring text that they expect.
 
         Their times are the policy's first, so that `auto` need not try shapes while requests wait. Takes about a
         quarter of a second a graph, more where kernels are compiled; does nothing where no graphs are used.
@@ -137,10 +140,12 @@ class Engine:
         if not (self.runner.fused and self.config.graphs):
             return
         self.runner.warm_prefill()
-        request = self.request([0], params)
+        request = self.request([0], params, expected=[0] if expected else None)
         kind, most = request.sampling, min(requests, self.config.max_requests)
         for rows in (size for size in ROW_BUCKETS if size <= bucket(most, ROW_BUCKETS)):
-            shapes = [shape._replace(penalised=request.penalised) for shape in self.scheduler.shapes([request])]
+            shapes = [_as_asked(shape, request) for shape in self.scheduler.shapes([request])]
+            if expected:
+                self.runner.warm_decode(_as_asked(COPIED, request), rows, kind, 1)
             for shape in shapes:
                 seconds = self.runner.warm_decode(shape, rows, kind, 1)
                 self.policy.costs.observe(Load.of(rows, kind), shape, Report(1, seconds, 0, 0))
@@ -331,6 +336,10 @@ class Engine:
                     report = Report(decode.steps, pending.seconds(), tokens, forwards)
                     self.policy.observe(decode.shape, len(decode.requests), decode.sampling, report)
         return moved
+
+
+def _as_asked(shape: Shape, request: Request) -> Shape:
+    return shape._replace(penalised=request.penalised)
 
 
 def _apart(items: Sequence[T], request_of: Callable[[T], Request]) -> Iterable[list[T]]:

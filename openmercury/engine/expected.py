@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+COPYING_MODES = ("verified", "auto")  # that make use of it
 COPY_WIDTH = 31  # tokens drafted at a time: a forward over 32 positions costs little more than one over a few
 KNOWN = 3  # tokens that must stand in the expected text in this order before it is followed again
 

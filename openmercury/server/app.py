@@ -13,6 +13,9 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import openmercury
+from openmercury.engine.expected import COPYING_MODES
+from openmercury.engine.params import SamplingParams
+from openmercury.llm import LLM
 from openmercury.server import apply, chat, completions, decisions, edit, errors, feedback, models, playground
 from openmercury.server.auth import Door
 from openmercury.server.guard import Guard
@@ -22,6 +25,8 @@ from openmercury.server.service import Service
 from openmercury.server.settings import ServerSettings
 
 status = APIRouter()
+
+CHATS = 8  # at once, for which CUDA graphs are captured before the first comes
 
 # Each family of endpoints is a router of its own file; all are served under /v1, and under /v1/v1 because Mercury's
 # client adds /v1 to a base URL that may have it already.
@@ -66,6 +71,15 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
         )
     return app
+
+
+def warm_up(llm: LLM, settings: ServerSettings) -> None:
+    """Have ready on a GPU what some chats at once want, and what one editor does: a fill, an edit and a merge."""
+    plain = SamplingParams(mode=settings.mode, temperature=settings.temperature)
+    llm.warm_up(CHATS, plain)
+    llm.warm_up(1, plain.model_copy(update=completions.FIM_DEFAULTS))
+    for defaults in (edit.DEFAULTS, apply.DEFAULTS):
+        llm.warm_up(1, plain.model_copy(update=defaults), expected=settings.mode in COPYING_MODES)
 
 
 def web_server(app: FastAPI, settings: ServerSettings) -> uvicorn.Server:

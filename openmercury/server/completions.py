@@ -22,8 +22,7 @@ from openmercury.text.tokenizer import Tokenizer
 router = APIRouter()
 
 MAX_TOKENS = 512
-FIM_STOP = ("\n\n", "\n \n")
-FIM_PRESENCE_PENALTY = 1.5
+FIM_DEFAULTS = {"max_tokens": MAX_TOKENS, "stop": ("\n\n", "\n \n"), "presence_penalty": 1.5}
 NOTHING = "<|endoftext|>"  # what Continue sends for an empty suffix
 
 
@@ -40,8 +39,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
 @router.post("/fim/completions", responses=STREAMED)
 async def fim_completions(request: Request, body: FimRequest) -> Response:
     """Fill the gap between `prompt` and `suffix`; ends at an empty line unless `stop` says otherwise."""
-    defaults = {"max_tokens": MAX_TOKENS, "stop": FIM_STOP, "presence_penalty": FIM_PRESENCE_PENALTY}
-    return await _answer(request, body, body.prompt, body.suffix or "", defaults)
+    return await _answer(request, body, body.prompt, body.suffix or "", FIM_DEFAULTS)
 
 
 async def _answer(

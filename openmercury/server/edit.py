@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
+from openmercury.engine.expected import COPYING_MODES
 from openmercury.engine.params import SamplingParams
 from openmercury.errors import OpenMercuryError
 from openmercury.server.errors import refused
@@ -94,7 +95,7 @@ def one_message(body: Any) -> str:
 
 def expect(tokenizer: Tokenizer, answer: str, eos: Sequence[int], params: SamplingParams) -> list[int] | None:
     """The tokens of an answer that may come; None where the mode makes no use of them."""
-    return [*tokenizer.encode(answer), eos[0]] if eos and params.mode in ("verified", "auto") else None
+    return [*tokenizer.encode(answer), eos[0]] if eos and params.mode in COPYING_MODES else None
 
 
 def whole(generation: Generation, contents: Sequence[str]) -> Response:

@@ -16,7 +16,7 @@ from openmercury.diffusion.sample import Sampling
 from openmercury.diffusion.unmask import Policy
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
-from openmercury.engine.modes import Shape, needed_columns
+from openmercury.engine.modes import COPIED, Shape, needed_columns
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.policy import AutoPolicy
 from openmercury.engine.request import Request
@@ -417,3 +417,25 @@ def test_a_closed_loop_keeps_so_many_under_way() -> None:
         most = max(most, len(engine.scheduler.running) + len(engine.scheduler.waiting))
     assert most == 2
     assert [request.completion for request in requests] == [expected(request) for request in requests]
+
+
+def test_graphs_are_captured_for_what_will_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, captured = Engine(MODEL), set[tuple[Shape, int, Sampling]]()
+    engine.runner.fused = True
+
+    def capture(shape: Shape, rows: int, sampling: Sampling, steps: int) -> float:
+        captured.add((shape, rows, sampling))
+        return 1e-3
+
+    monkeypatch.setattr(engine.runner, "warm_prefill", lambda: None)
+    monkeypatch.setattr(engine.runner, "warm_decode", capture)
+    engine.warm_up(2, SamplingParams(mode="ar"))
+    assert captured == {(Shape("ar", 1), 1, "greedy"), (Shape("ar", 1), 2, "greedy")}
+    captured.clear()
+    engine.warm_up(1, SamplingParams(temperature=0.2, presence_penalty=1.0), expected=True)
+    assert {(shape.groups, shape.penalised, sampling) for shape, _, sampling in captured} == {
+        ("none", True, "sampled"), (engine.config.draft_groups, True, "sampled"),
+    }  # fmt: skip
+    assert (COPIED._replace(penalised=True), 1, "sampled") in captured
+    with pytest.raises(InputError, match="modes verified and auto"):
+        engine.warm_up(1, SamplingParams(mode="ar"), expected=True)
