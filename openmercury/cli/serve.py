@@ -116,7 +116,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 def _run(llm: LLM, name: str | None, settings: ServerSettings, listener: socket.socket) -> None:
     from openmercury.server import logs
-    from openmercury.server.app import create_app, warm_up, web_server
+    from openmercury.server.app import create_app, settle, warm_up, web_server
     from openmercury.server.service import Service
 
     logs.configure(settings.log_format)
@@ -133,4 +133,5 @@ def _run(llm: LLM, name: str | None, settings: ServerSettings, listener: socket.
         file=sys.stderr,
         flush=True,
     )
+    settle()
     web_server(app, settings).run(sockets=[listener])

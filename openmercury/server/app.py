@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 from collections.abc import AsyncIterator
 
@@ -80,6 +81,13 @@ def warm_up(llm: LLM, settings: ServerSettings) -> None:
     llm.warm_up(1, plain.model_copy(update=completions.FIM_DEFAULTS))
     for defaults in (edit.DEFAULTS, apply.DEFAULTS):
         llm.warm_up(1, plain.model_copy(update=defaults), expected=settings.mode in COPYING_MODES)
+
+
+def settle() -> None:
+    """Take what has been loaded out of the garbage collector's rounds, each of which would go through all of PyTorch
+    while requests wait."""
+    gc.collect()
+    gc.freeze()
 
 
 def web_server(app: FastAPI, settings: ServerSettings) -> uvicorn.Server:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from pydantic import Field
 from openmercury.engine.params import SamplingParams
 from openmercury.server.edit import chunk, expect, failed, one_message, whole
 from openmercury.server.generation import begin
-from openmercury.server.request import check_model, choices, sampling
+from openmercury.server.request import check_model, choices, rendered, sampling
 from openmercury.server.schemas import Message, Sampled
 from openmercury.server.service import Finish, Service
 from openmercury.server.stream import EventStream, while_connected
@@ -40,7 +39,7 @@ async def apply_completions(request: Request, body: ApplyRequest) -> Response:
     merge = edit.parse_merge(message)
     marks = edit.fence(f"{merge.original}\n{merge.update}")
     params = params.model_copy(update={"stop": (*params.stop, f"\n{marks}")})
-    ids, expected = await asyncio.to_thread(_prompt, service, merge, marks, params)
+    ids, expected = await rendered(request, _prompt, service, merge, marks, params)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     generation = begin(request, body, ids, params, n=n, kind=kind, expected=expected)
     if body.stream:

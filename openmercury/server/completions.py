@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -13,7 +12,7 @@ from openmercury.errors import EmptyPromptError
 from openmercury.server.errors import refused
 from openmercury.server.generation import Generation, Snapshots, begin, drafted
 from openmercury.server.logprobs import completion_shape
-from openmercury.server.request import check_model, choices, sampling
+from openmercury.server.request import check_model, choices, rendered, sampling
 from openmercury.server.schemas import CompletionRequest, FimRequest, Sampled
 from openmercury.server.stream import STREAMED, EventStream, while_connected
 from openmercury.text import fim
@@ -52,7 +51,7 @@ async def _answer(
     if suffix is not None:
         params = params.model_copy(update={"stop": (*params.stop, *fim.suffix_stops(suffix))})
     tokenizer = service.llm.tokenizer
-    ids = await asyncio.to_thread(_ids, tokenizer, _one(prompt), suffix)
+    ids = await rendered(request, _ids, tokenizer, _one(prompt), suffix)
     ends = None if suffix is None else (*service.llm.config.eos_ids, *fim.stop_ids(tokenizer))
     generation = begin(request, body, ids, params, n=choices(body, settings), kind="text_completion", eos=ends)
     if body.stream:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any
 
@@ -15,7 +14,7 @@ from openmercury.engine.params import SamplingParams
 from openmercury.errors import OpenMercuryError
 from openmercury.server.errors import refused
 from openmercury.server.generation import Generation, begin
-from openmercury.server.request import check_model, choices, sampling, text_of
+from openmercury.server.request import check_model, choices, rendered, sampling, text_of
 from openmercury.server.schemas import Message, Sampled
 from openmercury.server.service import Finish, Service
 from openmercury.server.stream import EventStream, while_connected
@@ -41,7 +40,7 @@ async def edit_completions(request: Request, body: EditRequest) -> Response:
     check_model(body.model, service, settings)
     message, n = one_message(body), choices(body, settings)
     params = sampling(body, service, settings, **DEFAULTS)
-    asked, ids, expected = await asyncio.to_thread(_prompt, service, message, params)
+    asked, ids, expected = await rendered(request, _prompt, service, message, params)
     kind = "chat.completion.chunk" if body.stream else "edit.completion"
     generation = begin(request, body, ids, params, n=n, kind=kind, expected=expected)
 

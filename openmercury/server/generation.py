@@ -18,7 +18,7 @@ from openmercury.errors import OpenMercuryError
 from openmercury.server import errors
 from openmercury.server.schemas import Sampled
 from openmercury.server.service import Answer, Finish, Piece, Service
-from openmercury.server.stream import DONE, event
+from openmercury.server.stream import DONE, encoded, event
 
 MASK = "░"
 
@@ -39,6 +39,7 @@ class Generation:
     ) -> None:
         """Queue them, each under its own constraint; raises as `Service.submit`, to which `more` is passed on."""
         self.service, self.prompt, self.ids = service, ids, [list[int]() for _ in range(n)]
+        self._opening = encoded(head).removesuffix("}")  # of every event
         self.head, self.prompt_tokens, self.mode, self.stop = head, len(ids), params.mode, params.stop
         self.begin, self.first_text = time.monotonic(), 0.0
         self.tokens, self.forwards, self.cached = [0] * n, [0] * n, 0
@@ -98,11 +99,12 @@ class Generation:
 
     def event(self, choice: dict[str, Any], **more: Any) -> bytes:
         """One event of a stream, with what belongs beside its choice."""
-        return event({**self.head, "choices": [choice], **more})
+        beside = "," + encoded(more).removeprefix("{") if more else "}"
+        return event(f'{self._opening},"choices":[{encoded(choice)}]{beside}')
 
     def ending(self, body: Sampled) -> list[bytes]:
         """The last events of a stream."""
-        usage = event({**self.head, "choices": [], "usage": self.usage()})
+        usage = event(encoded({**self.head, "choices": [], "usage": self.usage()}))
         return [usage, DONE] if body.include_usage else [DONE]
 
     def cut_off(self, choice: dict[str, Any], error: OpenMercuryError) -> bytes:
