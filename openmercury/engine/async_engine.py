@@ -52,6 +52,11 @@ class Stream:
     def __init__(self, mailbox: _Mailbox) -> None:
         self._mailbox = mailbox
 
+    @property
+    def admitted(self) -> float | None:
+        """When it left the queue (time.monotonic), once it has."""
+        return self._mailbox.request.admitted
+
     def __aiter__(self) -> Stream:
         return self
 

@@ -35,6 +35,7 @@ class Request:
     finish_reason: FinishReason | None = None
     error: OpenMercuryError | None = None
     expires: float | None = None  # time.monotonic() at which it ends
+    admitted: float | None = None  # time.monotonic() at which it first left the queue
     suspects: int = 0  # after a fault, only requests of the same number share a forward; 0: free of suspicion
 
     slot: int | None = None

@@ -179,6 +179,7 @@ class Scheduler:
                 request.cached = request.written
             request.prefill_end = len(request.tokens) - 1
             request.slot = self.free_slots.pop()
+            request.admitted = request.admitted or time.monotonic()
             self.running.append(request)
             plan.admitted.append(request)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import math
@@ -24,6 +25,7 @@ from openmercury.server.limits import Room
 from openmercury.server.metrics import Meters
 from openmercury.server.service import Service
 from openmercury.server.settings import ServerSettings
+from openmercury.server.telemetry import Telemetry
 
 status = APIRouter()
 
@@ -37,8 +39,8 @@ API: tuple[APIRouter, ...] = (
 ROOT: tuple[APIRouter, ...] = (status, feedback.router, playground.router)
 
 
-def create_app(service: Service, settings: ServerSettings) -> FastAPI:
-    """The application; it owns `service` and closes it when it is shut down.
+def create_app(service: Service, settings: ServerSettings, traces: Telemetry | None = None) -> FastAPI:
+    """The application; it owns `service` and `traces` and closes them when it is shut down.
 
     Raises ConfigError for a public address without keys, and for a key file that is missing or broken.
     """
@@ -47,6 +49,8 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await service.close(drain=False)  # the web server has drained already
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
     app = FastAPI(
         title="OpenMercury",
@@ -66,7 +70,7 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
         app.include_router(router, prefix="/v1/v1", include_in_schema=False)
     for router in ROOT:
         app.include_router(router)
-    app.add_middleware(Guard, settings=settings, door=Door(settings), room=room, meters=meters)
+    app.add_middleware(Guard, settings=settings, door=Door(settings), room=room, meters=meters, traces=traces)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]

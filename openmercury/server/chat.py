@@ -95,7 +95,7 @@ async def _events(
 ) -> AsyncGenerator[bytes]:
     for number in range(len(readers)):
         yield generation.event(_choice(number, {"role": "assistant", "content": ""}))
-    views, texts = [Snapshots(generation.stop, seconds) for _ in readers], [""] * len(readers)
+    views, texts = [Snapshots(generation.params.stop, seconds) for _ in readers], [""] * len(readers)
     async for number, piece in generation.pieces():
         reader = readers[number]
         deltas, finish, odds = reader.push(piece.text), None, None

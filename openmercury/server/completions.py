@@ -87,7 +87,10 @@ def _ids(tokenizer: Tokenizer, prompt: str | list[int], suffix: str | None) -> l
 
 
 async def _events(generation: Generation, body: Sampled, seconds: float) -> AsyncGenerator[bytes]:
-    views, texts = [Snapshots(generation.stop, seconds) for _ in generation.tokens], [""] * len(generation.tokens)
+    views, texts = (
+        [Snapshots(generation.params.stop, seconds) for _ in generation.tokens],
+        [""] * len(generation.tokens),
+    )
     async for number, piece in generation.pieces():
         texts[number] += piece.text
         ended = piece.finish_reason is not None

@@ -59,6 +59,11 @@ class Answer:
         """As `anext`, which is no coroutine and so can be no task."""
         return await anext(self)
 
+    @property
+    def admitted(self) -> float | None:
+        """When it left the queue (time.monotonic), once it has."""
+        return self._stream.admitted
+
     async def aclose(self) -> None:
         """End the request."""
         self.abort()
