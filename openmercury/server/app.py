@@ -20,6 +20,7 @@ from openmercury.engine.params import SamplingParams
 from openmercury.llm import LLM
 from openmercury.server import apply, chat, completions, decisions, edit, errors, feedback, models, playground
 from openmercury.server.auth import Door
+from openmercury.server.connection import impatient
 from openmercury.server.guard import Guard
 from openmercury.server.limits import Room
 from openmercury.server.metrics import Meters
@@ -99,6 +100,7 @@ def web_server(app: FastAPI, settings: ServerSettings) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
+            http=impatient(settings.body_seconds),
             log_config=None,
             access_log=False,
             server_header=False,
