@@ -14,7 +14,7 @@ from openmercury.data.config import PromptCounts, PromptRecipe
 from openmercury.data.document import Document
 from openmercury.data.exercises import exercises
 from openmercury.data.functions import Function, functions, summary_of
-from openmercury.data.prepare import Pile, choose
+from openmercury.data.prompt_set import Pile, choose
 from openmercury.data.prompts import (
     Prompt,
     doctest_asserts,

@@ -23,7 +23,7 @@ from openmercury.data.decontaminate import BenchmarkIndex, read_rows
 from openmercury.data.exercises import exercises
 from openmercury.data.functions import functions
 from openmercury.data.prompts import Prompt, fim_prompt, function_prompts, rank
-from openmercury.data.sources import fetch_wheel, read_wheel
+from openmercury.data.sources.pypi import fetch_wheel, read_wheel
 from openmercury.data.tasks import exercise_prompt, gsm8k_prompt, mbpp_prompts, worked_prompts
 from openmercury.data.worked import worked
 from openmercury.errors import DataError

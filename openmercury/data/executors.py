@@ -1,0 +1,74 @@
+"""Runs the same job over many inputs: in processes of this machine, or in the workers of a Ray cluster.
+
+Results stay where the job writes them; what comes back only says how far it is. The order in which jobs end is free.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from openmercury.errors import DataError, OpenMercuryError
+
+InputT = TypeVar("InputT")
+NO_RAY = "executor='ray' needs Ray: pip install 'openmercury[cluster]'"
+KILLED = (
+    "a worker was killed, most often for want of memory: start again with fewer workers, "
+    "and it goes on with the work that is finished"
+)
+
+
+def run_here(job: Callable[[InputT], int], inputs: Sequence[InputT], workers: int) -> Iterator[int]:
+    """Results of `job` as they come. Raises DataError when a worker dies, and what the job raises."""
+    if not inputs:
+        return
+    # Fresh processes: a fork of one that has threads (the progress bar's) may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(inputs)), mp_context=context, initializer=_quiet) as pool:
+        waiting = [pool.submit(job, one) for one in inputs]
+        try:
+            for done in as_completed(waiting):
+                yield done.result()
+        except BrokenProcessPool:
+            raise DataError(KILLED) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_on_ray(job: Callable[[InputT], int], inputs: Sequence[InputT], workers: int, address: str) -> Iterator[int]:
+    """The same through Ray Data, on the cluster at `address` ("" starts one here with that many workers).
+
+    All machines must see the working folder under one path. Raises DataError as `run_here` does.
+    """
+    if not inputs:
+        return
+    try:
+        import ray
+        import ray.data
+    except ModuleNotFoundError:
+        raise DataError(NO_RAY) from None
+    if not ray.is_initialized():
+        ray.init(address=address or None, num_cpus=None if address else workers, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+    def one(row: dict[str, InputT]) -> dict[str, int]:
+        return {"done": job(row["item"])}
+
+    rows = ray.data.from_items([{"item": one} for one in inputs], override_num_blocks=len(inputs))
+    try:
+        for row in rows.map(one).iter_rows():
+            yield row["done"]
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, OpenMercuryError):
+            raise cause from None
+        raise DataError(f"Ray gave up ({' '.join(str(error).split())[:200]}): start again, and it goes on") from None
+
+
+def _quiet() -> None:
+    """Workers are processes already: threads of the tokenizer would only take turns with them."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
