@@ -18,7 +18,7 @@ from pydantic import Field
 from rich.console import Console
 
 from openmercury.config import Frozen, load_config
-from openmercury.data.shards import Example, write_shard
+from openmercury.data.shards import Example, write_manifest, write_shard
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.params import SamplingParams
 from openmercury.errors import DataError
@@ -89,9 +89,13 @@ def distill(recipe: DistillRecipe, console: Console) -> None:
         prompts = [prompt_ids(llm, rows[number]) for number in numbers]
         outputs = llm.generate_batch(prompts, [_params(recipe, recipe.skip + number) for number in numbers])
         pairs = zip(prompts, outputs, strict=True)
-        examples = [Example([*ids, *out.token_ids], len(ids)) for ids, out in pairs if out.finish_reason == "stop"]
+        examples = [
+            Example([*ids, *out.token_ids], len(ids), "fim" if rows[number].get("kind") == "fim" else "chat")
+            for number, (ids, out) in zip(numbers, pairs, strict=True)
+            if out.finish_reason == "stop"
+        ]
         if examples:
-            write_shard(path, examples)
+            write_shard(path, examples, tokenizer=llm.tokenizer.fingerprint)
         kept, dropped = kept + len(examples), dropped + len(outputs) - len(examples)
         tokens += sum(out.usage.completion_tokens for out in outputs)
         minutes = (time.monotonic() - begin) / 60
@@ -102,6 +106,7 @@ def distill(recipe: DistillRecipe, console: Console) -> None:
         )
         if recipe.minutes is not None and minutes > recipe.minutes:
             break
+    write_manifest(recipe.out, recipe.model_dump(mode="json"))
 
 
 def run_recipe(path: Path, overrides: list[str]) -> None:

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from openmercury.cli.options import option
-from openmercury.errors import DataError
-
-if TYPE_CHECKING:
-    from openmercury.data.shards import Examples
+from openmercury.cli.prepare import prepare
+from openmercury.cli.rows import show
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML recipe.")]
 Overrides = Annotated[
@@ -31,6 +28,7 @@ data = typer.Typer(help="Make and look at training data.")
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(name="train")(train)
+    data.command(name="prepare")(prepare)
     data.command(name="prompts")(prompts)
     data.command(name="generate")(generate)
     data.command(name="show")(show)
@@ -80,48 +78,8 @@ def generate(recipe: RecipeFile, overrides: Overrides = None) -> None:
     run_recipe(recipe, list(overrides or ()))
 
 
-def show(
-    shard: Annotated[Path, typer.Argument(metavar="SHARD", help="A shard, or a folder of shards.")],
-    rows: Annotated[int, typer.Option(min=0, help="Examples to print.")] = 3,
-    model: Annotated[str | None, option("Checkpoint whose tokenizer reads them.", metavar="FOLDER")] = None,
-) -> None:
-    """Print the first examples of a shard: what is given, and what is trained on."""
-    from openmercury.cli.show import clean
-    from openmercury.llm import default_model
-    from openmercury.text.tokenizer import Tokenizer
-
-    examples = _examples(shard)
-    tokenizer = Tokenizer.load(default_model() if model is None else Path(model))
-    ends = list(accumulate(map(int, examples.length)))
-    print(f"{len(ends):,} examples, {len(examples.ids):,} tokens, {int(examples.prompt.sum()):,} of them prompt")
-    for number, end in enumerate(ends[:rows]):
-        begin = end - int(examples.length[number])
-        middle = begin + int(examples.prompt[number])
-        print(f"--- example {number}: {middle - begin} tokens of prompt")
-        print(clean(tokenizer.decode(examples.ids[begin:middle].tolist(), special=True)))
-        print(f"--- example {number}: {end - middle} tokens trained on")
-        print(clean(tokenizer.decode(examples.ids[middle:end].tolist(), special=True)))
-
-
 def _read(recipe: Path) -> None:
     """Fail on a recipe that is no TOML before torch is imported, which takes seconds."""
     from openmercury.config import read_toml
 
     read_toml(recipe)
-
-
-def _examples(path: Path) -> Examples:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    from openmercury.data.shards import Examples, read_shards
-
-    if path.is_dir():
-        return read_shards(path)
-    try:
-        arrays = load_file(path)
-        return Examples(arrays["ids"], arrays["length"], arrays["prompt"])
-    except (OSError, SafetensorError, KeyError) as error:
-        raise DataError(
-            f"{path} is not a whole shard ({error}): give one made by `openmercury data generate`"
-        ) from None

@@ -14,6 +14,13 @@ from openmercury.data.sources.config import Source as TextSource
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+class Source(Frozen):
+    """A folder of shards, and its share of the rows beside that of others."""
+
+    path: Path
+    weight: Annotated[float, Field(gt=0.0)] = 1.0
+
+
 class PromptCounts(Frozen):
     """How many prompts of each kind at most; fewer are written where the sources give fewer."""
 

@@ -106,7 +106,7 @@ def _limits(recipe: PrepareRecipe) -> Limits:
 
 def _read(recipe: PrepareRecipe, listed: Sequence[Unit], folder: Path, watch: Watch) -> list[Path]:
     """Results of all units, in order."""
-    plain = _plain(recipe, "shard_bytes", "tokenizer", "sources")
+    plain = [_plain(recipe, "shard_bytes", "tokenizer", "sources"), stages.benchmarks_hash(recipe)]
     keys = [_key(plain, recipe.sources[unit.source].model_dump(mode="json"), unit.items) for unit in listed]
     paths = [folder / f"{key}.safetensors" for key in keys]
     inputs = sorted(zip(listed, paths, strict=True), key=lambda pair: -pair[0].size)  # the largest must not come last
@@ -163,7 +163,7 @@ def _deduplicate(recipe: PrepareRecipe, paths: Sequence[Path], tally: Tally, wat
     kept = []
     for path, one, begin in zip(paths, prints, first[:-1].tolist(), strict=True):
         numbers = tuple(number for number in range(len(one.sizes)) if begin + number not in found)
-        kept.append((path, numbers, one.sizes[list(numbers)]))
+        kept.append((path, numbers, one.sizes[np.array(numbers, np.int64)]))
     tally.drops.update({(DEDUP, reason): count for reason, count in Counter(found.values()).items()})
     tally.documents[DEDUP] = int(first[-1])
     tally.bytes[DEDUP] = sum(int(one.sizes.sum()) for one in prints)
@@ -261,7 +261,13 @@ def _is_made(out: Path, told: dict[str, Any]) -> bool:
 
 def _told(recipe: PrepareRecipe, tokenizer: Tokenizer, listed: Sequence[Unit]) -> dict[str, Any]:
     """What the manifest says of its making: the recipe, and a hash of all units that were read."""
-    return {"prepare": _plain(recipe), "units": len(listed), "sources_sha256": _key([unit.items for unit in listed])}
+    return {
+        "prepare": _plain(recipe),
+        "tokenizer": tokenizer.fingerprint,
+        "benchmarks": stages.benchmarks_hash(recipe),
+        "units": len(listed),
+        "sources": _key([unit.items for unit in listed]),
+    }
 
 
 def _plain(recipe: PrepareRecipe, *without: str) -> dict[str, Any]:

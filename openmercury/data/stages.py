@@ -9,14 +9,17 @@ dropped; it is summed over units, and says nothing that depends on who did the w
 from __future__ import annotations
 
 import functools
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from openmercury.data import decontaminate, filters, languages, licences
+from openmercury.data import filters, languages, licences
 from openmercury.data.config import PrepareRecipe
+from openmercury.data.decontaminate import BenchmarkIndex, eval_folder
 from openmercury.data.document import Document
 from openmercury.data.screen import Screen
 from openmercury.data.scrub import scrub
@@ -104,10 +107,21 @@ def build(recipe: PrepareRecipe) -> tuple[Stage, ...]:
     if recipe.scrub:
         made.append(Stage("scrub", _scrub))
     if recipe.decontaminate:
-        folder = decontaminate.eval_folder(recipe.eval_data)
-        screen = Screen(decontaminate.BenchmarkIndex.load(folder))
-        made.append(Stage(DECONTAMINATE, functools.partial(_decontaminate, screen)))
+        made.append(Stage(DECONTAMINATE, functools.partial(_decontaminate, _screen(recipe.eval_data))))
     return tuple(made)
+
+
+@functools.lru_cache(maxsize=1)
+def _screen(eval_data: Path | None) -> Screen:
+    return Screen(BenchmarkIndex.load(eval_folder(eval_data)))
+
+
+def benchmarks_hash(recipe: PrepareRecipe) -> str | None:
+    """sha256 of the evaluation items that are kept out; None where none are."""
+    if not recipe.decontaminate:
+        return None
+    items = _screen(recipe.eval_data).index.items
+    return hashlib.sha256("\0".join(map(repr, items)).encode()).hexdigest()
 
 
 def check_licence(recipe: PrepareRecipe, document: Document) -> Document | Drop:

@@ -7,17 +7,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from openmercury.model.masks import block_index, block_start
+from openmercury.model.masks import block_end, block_index, block_start
 
 
 class Corrupted(NamedTuple):
-    """Noisy rows: ids with masks, which positions are masked, noise level, block index and block start of each."""
+    """Noisy rows: ids with masks, which positions are masked, noise level, block index, start and end of each."""
 
     ids_BL: Tensor
     masked_BL: Tensor
     rate_BL: Tensor
     block_BL: Tensor
     start_BL: Tensor
+    end_BL: Tensor
 
 
 def corrupt(
@@ -39,4 +40,5 @@ def corrupt(
     rate_BL = rate_BC.gather(1, block_BL)
     masked_BL = torch.rand(rows, length, generator=generator, device=tokens_BL.device) < rate_BL
     masked_BL |= torch.arange(length, device=tokens_BL.device) == start_BL
-    return Corrupted(torch.where(masked_BL, mask_id, tokens_BL), masked_BL, rate_BL, block_BL, start_BL)
+    end_BL = block_end(length, block_size_B, offset_B)
+    return Corrupted(torch.where(masked_BL, mask_id, tokens_BL), masked_BL, rate_BL, block_BL, start_BL, end_BL)

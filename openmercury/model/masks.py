@@ -37,3 +37,9 @@ def block_start(length: int, block_size_B: Tensor, offset_B: Tensor) -> Tensor:
     """First position of the block of each position, [B, L]."""
     index = block_index(length, block_size_B, offset_B)
     return (index * block_size_B[:, None] - block_size_B[:, None] + offset_B[:, None]).clamp(min=0)
+
+
+def block_end(length: int, block_size_B: Tensor, offset_B: Tensor) -> Tensor:
+    """Behind the last position of the block of each position, [B, L]."""
+    index = block_index(length, block_size_B, offset_B)
+    return (index * block_size_B[:, None] + offset_B[:, None]).clamp(max=length)

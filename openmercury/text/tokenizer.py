@@ -7,6 +7,8 @@ stays exact. Byte-level BPE (Qwen, Llama 3) and sentencepiece-like BPE (Llama 2)
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import re
 import threading
@@ -91,6 +93,16 @@ class Tokenizer:
     def token_bytes(self, number: int) -> bytes:
         """The bytes a token stands for; none for control tokens and for ids the tokenizer does not have."""
         return self._bytes[number] if 0 <= number < len(self._bytes) else b""
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 of what every id means: texts encoded by tokenizers of one fingerprint may be trained on together."""
+        meaning = hashlib.sha256()
+        for number, text in sorted((number, text) for text, number in self.special.items()):
+            meaning.update(f"{number} {text}\n".encode())
+        for token in self._bytes:
+            meaning.update(len(token).to_bytes(4, "little") + token)
+        return meaning.hexdigest()
 
     def token_id(self, text: str) -> int | None:
         """Id of a control token, if the tokenizer has it."""

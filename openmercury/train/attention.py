@@ -1,16 +1,17 @@
 """`Attend` for training: the clean half records its keys and values, the noisy half reads them under the rule.
 
 Both have a dense form (CPU, tests) and a FlexAttention form (CUDA); a test holds the masks to their definition.
-Rows hold several documents; nobody sees across a document border.
+Rows hold several documents; nobody sees across a document border. Noisy positions that teach nothing are left out.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from openmercury.diffusion.corrupt import Corrupted
@@ -19,27 +20,52 @@ from openmercury.model.attention import grouped_attention
 Mask = Tensor | BlockMask
 
 
-def clean_visible(document_BL: Tensor) -> Any:
+class Span(NamedTuple):
+    """Positions `first` ≤ p < `end` of its own row, for each position of a batch, [B, L] each."""
+
+    first: Tensor
+    end: Tensor
+
+
+def document_span(document_BL: Tensor) -> Span:
+    """The run of equal document numbers around each position."""
+    length = document_BL.shape[1]
+    at_L = torch.arange(length, device=document_BL.device)
+    edge_BL = torch.ones_like(document_BL, dtype=torch.bool)
+    edge_BL[:, 1:] = document_BL[:, 1:] != document_BL[:, :-1]
+    first_BL = torch.where(edge_BL, at_L, 0).cummax(1).values
+    last_edge = F.pad(edge_BL[:, 1:], (0, 1), value=True)
+    end_BL = torch.where(last_edge, at_L + 1, length).flip(1).cummin(1).values.flip(1)
+    return Span(first_BL, end_BL)
+
+
+# What a query sees are ranges, and their ends are numbers of the query alone: a kernel that evaluates the rule loads
+# nothing for a key.
+def clean_visible(document: Span) -> Any:
     """mask_mod of the clean half: causal within a document."""
 
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (k <= q) & (document_BL[b, q] == document_BL[b, k])
+        return (k <= q) & (k >= document.first[b, q])
 
     return rule
 
 
-def noisy_visible(document_BL: Tensor, start_BL: Tensor, block_BL: Tensor) -> Any:
+def noisy_visible(before: Span, together: Span) -> Any:
     """mask_mod of the noisy half over keys [clean ‖ noisy]: clean text before the block, and the block itself."""
-    length = document_BL.shape[1]
+    length = before.first.shape[1]
 
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        at = k % length
-        same_document = document_BL[b, q] == document_BL[b, at]
-        before = (k < length) & (at < start_BL[b, q])
-        together = (k >= length) & (block_BL[b, at] == block_BL[b, q])
-        return same_document & (before | together)
+        clean = (k >= before.first[b, q]) & (k < before.end[b, q])
+        noisy = (k >= length + together.first[b, q]) & (k < length + together.end[b, q])
+        return clean | noisy
 
     return rule
+
+
+def noisy_spans(document: Span, start_BL: Tensor, end_BL: Tensor) -> tuple[Span, Span]:
+    """The clean and the noisy range that each position of a block from `start` to `end` sees."""
+    before = Span(document.first, start_BL.maximum(document.first))
+    return before, Span(before.end, end_BL.minimum(document.end))
 
 
 def build_mask(rule: Any, rows: int, queries: int, keys: int, device: torch.device) -> Mask:
@@ -74,7 +100,8 @@ class CleanAttend:
 
     def __init__(self, document_BL: Tensor) -> None:
         rows, length = document_BL.shape
-        self.mask = build_mask(clean_visible(document_BL), rows, length, length, document_BL.device)
+        self.document = document_span(document_BL)
+        self.mask = build_mask(clean_visible(self.document), rows, length, length, document_BL.device)
         self.stored: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, layer: int, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor:
@@ -82,17 +109,61 @@ class CleanAttend:
         return _attend(query_BNHE, key_BNGE, value_BNGE, self.mask)
 
 
-class NoisyAttend:
-    """Attention of the noisy half over the stored clean keys and its own."""
+class _Spread(torch.autograd.Function):
+    """Rows [T, …] to places `at_T` of a zero [places, …]. Places are distinct, so the way back is a plain choice."""
 
-    def __init__(self, clean: CleanAttend, corrupted: Corrupted, document_BL: Tensor) -> None:
-        rows, length = document_BL.shape
-        rule = noisy_visible(document_BL, corrupted.start_BL, corrupted.block_BL)
-        self.mask = build_mask(rule, rows, length, 2 * length, document_BL.device)
-        self.stored = clean.stored
+    @staticmethod
+    def forward(ctx: Any, x_T: Tensor, at_T: Tensor, places: int) -> Tensor:
+        ctx.save_for_backward(at_T)
+        return x_T.new_zeros(places, *x_T.shape[1:]).index_copy_(0, at_T, x_T)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0].index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """The rows at places `at_T`; the twin of `_Spread`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, at_T: Tensor) -> Tensor:
+        ctx.save_for_backward(at_T)
+        ctx.places = len(x)
+        return x.index_select(0, at_T)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        at_T = ctx.saved_tensors[0]
+        return grads[0].new_zeros(ctx.places, *grads[0].shape[1:]).index_copy_(0, at_T, grads[0]), None
+
+
+class NoisyAttend:
+    """Attention of the noisy half over the stored clean keys and its own.
+
+    The forward holds T chosen noisy positions as one row; `at_T` are their places in the flattened batch. Positions
+    that were not chosen see themselves alone and nobody sees them.
+    """
+
+    def __init__(self, clean: CleanAttend, corrupted: Corrupted, at_T: Tensor) -> None:
+        rows, length = self.shape = corrupted.ids_BL.shape
+        before, together = noisy_spans(clean.document, corrupted.start_BL, corrupted.end_BL)
+        place = torch.arange(rows * length, device=at_T.device).view(rows, length) % length
+        chosen_BL = torch.zeros_like(place, dtype=torch.bool)
+        chosen_BL.view(-1)[at_T] = True
+        before = Span(before.first, torch.where(chosen_BL, before.end, 0))
+        together = Span(*(torch.where(chosen_BL, own, place + i) for i, own in enumerate(together)))
+        self.mask = build_mask(noisy_visible(before, together), rows, length, 2 * length, at_T.device)
+        self.stored, self.at_T = clean.stored, at_T
+
+    def _spread(self, x_1THE: Tensor) -> Tensor:
+        rows, length = self.shape
+        spread = cast(Tensor, _Spread.apply(x_1THE[0], self.at_T, rows * length))  # type: ignore[no-untyped-call]
+        return spread.view(rows, length, *x_1THE.shape[2:])
 
     def __call__(self, layer: int, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor:
+        """Query [1, T, H, E], key and value [1, T, G, E] → [1, T, H, E]."""
         clean_key, clean_value = self.stored[layer]
-        key = torch.cat((clean_key, key_BNGE), dim=1)
-        value = torch.cat((clean_value, value_BNGE), dim=1)
-        return _attend(query_BNHE, key, value, self.mask)
+        key = torch.cat((clean_key, self._spread(key_BNGE)), dim=1)
+        value = torch.cat((clean_value, self._spread(value_BNGE)), dim=1)
+        out_BLHE = _attend(self._spread(query_BNHE), key, value, self.mask)
+        return cast(Tensor, _Collect.apply(out_BLHE.flatten(0, 1), self.at_T))[None]  # type: ignore[no-untyped-call]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from openmercury.config import Frozen
+from openmercury.data.config import Source
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -17,6 +18,8 @@ class BlockDiffusion(Frozen):
 
     `block_sizes` are drawn per row and their grid is shifted by a random offset, since decoding starts blocks
     anywhere. `decay` weights the k-th position of a block by decay^k: early drafts decide how many are accepted.
+    `noisy_share` of the positions pass the noisy half, blocks that teach something first: a little more than the share
+    of the data that is trained on saves the time of the rest.
     """
 
     kind: Literal["block_diffusion"] = "block_diffusion"
@@ -26,14 +29,27 @@ class BlockDiffusion(Frozen):
     ce: Annotated[float, Field(ge=0.0)] = 0.5
     kl: Annotated[float, Field(ge=0.0)] = 0.5
     decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    noisy_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
 
 
 class Data(Frozen):
-    """Folder of example shards, and the length of the rows they are packed into."""
+    """Folder of example shards, or a mix of several, and the length of the rows they are packed into."""
 
-    path: Path
+    path: Path | None = None
+    mix: tuple[Source, ...] = ()
     row_length: Annotated[int, Field(ge=16)] = 1024
     rows: Annotated[int, Field(ge=1)] = 24  # rows a step, over all processes
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.path is None) == (not self.mix):
+            raise ValueError("give either path, a folder of shards, or mix, a list of folders with weights")
+        return self
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The folders with their weights."""
+        return self.mix if self.path is None else (Source(path=self.path),)
 
 
 class Optim(Frozen):

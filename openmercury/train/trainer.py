@@ -13,9 +13,7 @@ from rich.console import Console
 
 from openmercury.config import load_config
 from openmercury.data.loader import Loader
-from openmercury.data.packing import pack
-from openmercury.data.shards import read_shards
-from openmercury.diffusion.loss import SliceLoss, slice_loss
+from openmercury.data.shards import check_fit, fingerprint
 from openmercury.errors import TrainingError
 from openmercury.model.adapter import Adapter
 from openmercury.model.config import AdapterFacts, DiffusionFacts, ModelConfig, read_config
@@ -23,7 +21,7 @@ from openmercury.model.transformer import Layer, Transformer
 from openmercury.model.weights import load_model
 from openmercury.train.checkpoint import find_state, load_adapter, load_state, save_state
 from openmercury.train.config import Optim, Recipe
-from openmercury.train.objective import Loss, block_diffusion
+from openmercury.train.objectives import Loss, build_objective
 from openmercury.train.parallel import World, pick_device
 
 
@@ -61,6 +59,24 @@ def build_model(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Tra
     return base
 
 
+def build_loader(recipe: Recipe, place: dict[str, Any] | None) -> Loader:
+    """The recipe's data, which must go with its checkpoint and block sizes; `place` is a state of the loader."""
+    data = recipe.data
+    loader = Loader(data.sources, data.row_length, data.rows, recipe.seed, place)
+    tokenizer, sizes = fingerprint(recipe.base), recipe.objective.block_sizes
+    for source, manifest in zip(data.sources, loader.manifests, strict=True):
+        check_fit(source.path, manifest, tokenizer=tokenizer, row_length=data.row_length, block_sizes=sizes)
+    return loader
+
+
+def describe(loader: Loader, recipe: Recipe) -> str:
+    """How much there is to train on."""
+    counts = [manifest.counts for manifest in loader.manifests]
+    tokens, trained = sum(each.tokens for each in counts), sum(each.trained for each in counts)
+    paths = ", ".join(str(source.path) for source in recipe.data.sources)
+    return f"{tokens / 1e6:.2f} M tokens from {paths}, {trained / max(1, tokens):.0%} trained on"
+
+
 class Trainer:
     """One run, or one process's part of it. Its state lives in `recipe.out` and is found again by itself."""
 
@@ -79,41 +95,41 @@ class Trainer:
         )
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.deadline, self.over = math.inf, False  # rank 0's clock decides; every rank learns it in `train_step`
-        rows = pack(read_shards(recipe.data.path), recipe.data.row_length)
-        drawn = self._resume()
+        place = self._resume()
         self.world.broadcast([parameter.data for parameter in parameters])
-        self.loader = Loader(rows, recipe.data.rows, recipe.seed, drawn=drawn)
-        self.slice_fn: SliceLoss = slice_loss
+        self.loader = build_loader(recipe, place)
+        self.objective = build_objective(recipe.objective, compile=recipe.compile)
         if recipe.compile:
             self._compile()
         self.console.print(
-            f"{len(rows.ids):,} rows of {recipe.data.row_length} from {recipe.data.path}, "
-            f"{rows.loss_mask.mean():.0%} trained on; adapter {sum(p.numel() for p in parameters) / 1e6:.1f} M; "
+            f"{describe(self.loader, recipe)}; adapter {sum(p.numel() for p in parameters) / 1e6:.1f} M; "
             f"{self.world.size} × {self.device.type}, {dtype}; step {self.step} of {recipe.steps}"
         )
 
-    def _resume(self) -> int:
+    def _resume(self) -> dict[str, Any] | None:
+        """Where the data goes on; None: at its beginning."""
         state = find_state(self.recipe.out)
         if state is None:
             if self.recipe.init is not None:
                 load_adapter(self.recipe.init, self.adapter, self.recipe.rank)
-            return 0
+            return None
         counters = load_state(state, self.adapter, self.optimizer)
         self.step, self.tokens, self.seconds = counters["step"], counters["tokens"], counters["seconds"]
-        return int(counters["drawn"])
+        place: dict[str, Any] = counters["loader"]
+        return place
 
     def _compile(self) -> None:
         for layer in self.model.layers:
             assert isinstance(layer, Layer)
             layer.before = torch.compile(layer.before, dynamic=False)  # type: ignore[method-assign]
             layer.after = torch.compile(layer.after, dynamic=False)  # type: ignore[method-assign]
-        self.slice_fn = torch.compile(slice_loss, dynamic=False)
 
     def save(self) -> None:
         """Write adapter, optimiser and counters; rank 0 does it for all."""
         if not self.world.main:
             return
-        counters = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds, "drawn": self.loader.drawn}
+        counters: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
+        counters["loader"] = self.loader.state()
         save_state(self.recipe.out, self.adapter, self.optimizer, counters)
 
     def train_step(self) -> Loss:
@@ -127,7 +143,7 @@ class Trainer:
         rate = learning_rate(recipe.optim, self.step, recipe.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = block_diffusion(self.model, batch, recipe.objective, generator, self.slice_fn, self.share)
+        loss = self.objective(self.model, batch, generator, self.share)
         self.optimizer.zero_grad(set_to_none=True)
         loss.sum.backward()
         gradients = [parameter.grad for parameter in self.adapter.parameters() if parameter.grad is not None]
@@ -174,12 +190,14 @@ class Trainer:
         self.world.barrier()  # no rank leaves before the run is saved
 
     def _log(self, window: list[Loss], seconds: float) -> None:
-        found = Loss(*(torch.stack(field).double().sum(0) for field in zip(*window, strict=True)))
-        self.world.sum(found)
+        names = list(window[0].metrics)
+        pairs = [torch.stack((loss.sum.double(), loss.weight.double())) for loss in window]
+        found = [torch.stack((pair, *loss.metrics.values())) for pair, loss in zip(pairs, window, strict=True)]
+        total = torch.stack(found).sum(0)
+        self.world.sum([total])
         if not self.world.main:
             return
-        total, levels, accepted = float(found.sum / found.weight), found.by_level.cpu(), found.accepted.cpu()
-        ce = (levels[:, 1] / levels[:, 0].clamp(min=1)).tolist()
+        ratios = (total[:, 0] / total[:, 1].clamp(min=1e-9)).tolist()
         rate = len(window) * self.recipe.data.rows * self.recipe.data.row_length / seconds
         row: dict[str, Any] = {
             "step": self.step,
@@ -187,18 +205,13 @@ class Trainer:
             "seconds": round(self.seconds, 1),
             "tokens_per_second": round(rate),
             "lr": learning_rate(self.recipe.optim, self.step - 1, self.recipe.steps),
-            "loss": total,
-            "ce_by_level": ce,
-            "hit_full": float(levels[-1, 2] / levels[-1, 0].clamp(min=1)),
-            "draft_prefix": float(accepted[1] / accepted[0].clamp(min=1)),
+            **dict(zip(("loss", *names), ratios, strict=True)),
         }
         with (self.recipe.out / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
-        shown = " ".join(f"{value:.2f}" for value in ce)
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in zip(("loss", *names), ratios, strict=True))
         self.console.print(
-            f"step {self.step:>6}/{self.recipe.steps}  loss {total:.4f}  ce by noise level [{shown}]  "
-            f"right at full mask {row['hit_full']:.1%}  draft prefix {row['draft_prefix']:.2f}  "
-            f"{rate / 1e3:.1f}k tok/s  lr {row['lr']:.2e}",
+            f"step {self.step:>6}/{self.recipe.steps}  {shown}  {rate / 1e3:.1f}k tok/s  lr {row['lr']:.2e}",
             highlight=False,
         )
 

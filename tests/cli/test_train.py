@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import openmercury.distill
 import openmercury.train.trainer
 from openmercury.cli import main
 from openmercury.data.config import PromptRecipe
-from openmercury.data.shards import Example, write_shard
 
 Capture = pytest.CaptureFixture[str]
 
@@ -60,30 +58,3 @@ def test_mistakes_in_a_recipe_are_one_line(command: list[str], recipe: Path, tmp
     assert "does not exist: give the path of a TOML recipe" in missing
     assert "unknown key packages" in unknown
     assert "is not valid TOML" in broken
-
-
-def test_show(tmp_path: Path, capsys: Capture) -> None:
-    tokenizers = pytest.importorskip("tokenizers")
-    words = {"a": 0, "b": 1, "Ċ": 2}
-    core = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=words, merges=[]))
-    core.decoder = tokenizers.decoders.ByteLevel()
-    core.add_special_tokens(["<end>"])
-    core.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
-    shard = tmp_path / "shard.safetensors"
-    write_shard(shard, [Example([0, 0, 1, 3], 2), Example([1, 2, 1], 1), Example([0, 0], 1)])
-    for path in (shard, tmp_path):
-        assert main.main(["data", "show", str(path), "--rows", "2", "--model", str(tmp_path)]) == 0
-        assert capsys.readouterr().out == (
-            "3 examples, 9 tokens, 4 of them prompt\n"
-            "--- example 0: 2 tokens of prompt\naa\n--- example 0: 2 tokens trained on\nb<end>\n"
-            "--- example 1: 1 tokens of prompt\nb\n--- example 1: 2 tokens trained on\n\nb\n"
-        )
-
-
-def test_show_refuses_what_is_no_shard(tmp_path: Path, capsys: Capture) -> None:
-    cut = tmp_path / "cut.safetensors"
-    cut.write_bytes(b"\x08")
-    for path in (cut, tmp_path / "none"):
-        assert main.main(["data", "show", str(path), "--model", str(tmp_path)]) == 1
-        assert "is not a whole shard" in capsys.readouterr().err

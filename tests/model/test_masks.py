@@ -6,7 +6,7 @@ import torch
 
 from openmercury.diffusion.corrupt import corrupt
 from openmercury.model.masks import visible
-from openmercury.train.attention import build_mask, clean_visible, noisy_visible
+from openmercury.train.attention import build_mask, clean_visible, document_span, noisy_spans, noisy_visible
 
 
 def test_rule() -> None:
@@ -28,10 +28,10 @@ def test_training_masks() -> None:
     tokens = torch.randint(0, 60, (rows, length))
     size, offset = torch.tensor([4, 8, 5]), torch.tensor([1, 0, 4])
     noisy = corrupt(tokens, size, offset, torch.full((rows, 12), 0.5), 63, generator)
-    dense = build_mask(
-        noisy_visible(document, noisy.start_BL, noisy.block_BL), rows, length, 2 * length, torch.device("cpu")
-    )
-    clean = build_mask(clean_visible(document), rows, length, length, torch.device("cpu"))
+    span, device = document_span(document), torch.device("cpu")
+    rule = noisy_visible(*noisy_spans(span, noisy.start_BL, noisy.end_BL))
+    dense = build_mask(rule, rows, length, 2 * length, device)
+    clean = build_mask(clean_visible(span), rows, length, length, device)
     assert isinstance(dense, torch.Tensor)
     assert isinstance(clean, torch.Tensor)
     for b in range(rows):

@@ -58,7 +58,7 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
             torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-15, msg=name)
     assert [row["step"] for row in metrics(two)] == [2, 4]
     for found_row, row in zip(metrics(two), metrics(one), strict=True):
-        for key in ("step", "tokens", "lr", "loss", "ce_by_level", "hit_full", "draft_prefix"):
+        for key in ("step", "tokens", "lr", "loss", "ce_level_3", "hit_full", "draft_prefix"):
             assert found_row[key] == pytest.approx(row[key], rel=1e-9), key
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from openmercury.data.loader import Batch
-from openmercury.data.shards import Example, write_shard
+from openmercury.data.shards import Example, write_manifest, write_shard
 from openmercury.diffusion.corrupt import Corrupted
 from openmercury.errors import ConfigError, TrainingError
 from openmercury.model.attention import DenseAttend
@@ -17,9 +17,9 @@ from openmercury.model.convert import save_hf
 from openmercury.model.masks import visible
 from openmercury.model.transformer import Transformer
 from openmercury.model.weights import load_model
-from openmercury.train import objective as objectives
 from openmercury.train.config import BlockDiffusion, Data, Optim, Recipe
 from openmercury.train.export import export_run, read_run
+from openmercury.train.objectives import block as objectives
 from openmercury.train.trainer import Trainer
 from tests import tiny
 
@@ -68,10 +68,26 @@ def test_loss_equals_slow_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
         return drawn[-1]
 
     monkeypatch.setattr(objectives, "noise", spy)
-    loss = objectives.block_diffusion(model, batch, recipe, torch.Generator().manual_seed(0))
+    loss = objectives.BlockDiffusionObjective(recipe)(model, batch, torch.Generator().manual_seed(0))
     # The mask token is −inf in `logits` and takes part in the training softmax: compare without it.
     monkeypatch.setattr(Transformer, "logits", lambda self, hidden: self.head(hidden))
     torch.testing.assert_close(loss.sum, slow_loss(model, batch, drawn[0], recipe))
+
+
+def test_leaving_out_prompts_changes_nothing() -> None:
+    """Blocks without anything to learn may stay out of the noisy half; too small a share is counted."""
+    model = tiny.network()
+    tokens = torch.randint(0, 60, (3, 40), generator=torch.Generator().manual_seed(1))
+    mask = torch.arange(40).expand(3, 40) >= torch.tensor([[20], [4], [36]])
+    batch = Batch(tokens, mask, torch.zeros_like(tokens))
+    losses = {}
+    for share in (1.0, 0.7, 0.2):
+        recipe = BlockDiffusion(block_sizes=(4, 7), ce=0.6, kl=0.4, noisy_share=share)
+        losses[share] = objectives.BlockDiffusionObjective(recipe)(model, batch, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(losses[0.7].sum, losses[1.0].sum)
+    assert losses[0.7].metrics["left_out"][0] == 0
+    assert losses[0.2].metrics["left_out"][0] > 0
+    assert losses[0.2].weight + losses[0.2].metrics["left_out"][0] == losses[1.0].weight
 
 
 def make_run(folder: Path, **changes: object) -> Recipe:
@@ -82,6 +98,7 @@ def make_run(folder: Path, **changes: object) -> Recipe:
         starts = [rng.randrange(60) for _ in range(40)]
         examples = [Example([(s + k) % 60 for k in range(rng.randint(10, 30))], 3) for s in starts]
         write_shard(folder / "data" / "a.safetensors", examples)
+        write_manifest(folder / "data")
     fields: dict[str, object] = {
         "base": base,
         "out": folder / "run",

@@ -1,0 +1,111 @@
+"""`data show`: what shards hold, and their examples with the part that is trained on in colour.
+
+Where there are no colours that part stands between {+ and +}. Tokens are data: no control character of theirs reaches
+the terminal, and nothing in them is read as markup.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from openmercury.cli.options import option
+from openmercury.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from openmercury.data.shards import Counts, Example, Facts
+    from openmercury.text.tokenizer import Tokenizer
+
+KindName = Literal["code", "fim", "chat", "edit", "apply"]  # as in data.shards, whose import would cost the help page
+TRAINED, GIVEN, HEAD = "bold green", "dim", "bold"
+MOST = 8  # lines of a table
+
+
+def show(
+    shard: Annotated[Path, typer.Argument(metavar="SHARD", help="A shard, or a folder of shards.")],
+    rows: Annotated[int, typer.Option(min=0, help="Examples to print.")] = 3,
+    kind: Annotated[KindName | None, option("Print examples of this kind only.")] = None,
+    model: Annotated[str | None, option("Checkpoint whose tokenizer reads them.", metavar="FOLDER")] = None,
+) -> None:
+    """Print what shards hold, and the first examples with what is trained on in colour."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    facts, examples = _open(shard)
+    _print_counts(facts, console)
+    if rows:
+        tokenizer = _tokenizer(model, facts)
+        found = (pair for pair in enumerate(examples) if kind is None or pair[1].kind == kind)
+        for number, example in itertools.islice(found, rows):
+            _print_example(number, example, tokenizer, console)
+
+
+def _open(path: Path) -> tuple[Facts, Iterator[Example]]:
+    """What is known of a shard or a folder, and its examples: no more of them is read than is printed."""
+    from openmercury.data.shards import read_facts, read_manifest, read_shard
+
+    if not path.exists():
+        raise DataError(f"{path} does not exist: give a shard, or a folder that `openmercury data` has made")
+    if not path.is_dir():
+        return read_facts(path), read_shard(path).each()
+    manifest = read_manifest(path)
+    shards = (read_shard(path / entry.name, entry.sha256) for entry in manifest.shards)
+    return manifest, itertools.chain.from_iterable(examples.each() for examples in shards)
+
+
+def _tokenizer(model: str | None, facts: Facts) -> Tokenizer:
+    from openmercury.llm import default_model
+    from openmercury.text.tokenizer import Tokenizer
+
+    folder = default_model() if model is None else Path(model)
+    tokenizer = Tokenizer.load(folder)
+    if facts.tokenizer not in (None, tokenizer.fingerprint):
+        raise DataError(
+            f"the tokenizer of {folder} is not the one that made these shards: name its checkpoint, --model"
+        )
+    return tokenizer
+
+
+# --- what is printed -------------------------------------------------------------------------------------------------
+
+
+def _print_counts(facts: Facts, console: Console) -> None:
+    from rich.text import Text
+
+    console.print(Text(_told(facts.counts), style=HEAD))
+    for name in ("kinds", "languages", "licences"):
+        table = sorted(getattr(facts, name).items(), key=lambda pair: (-pair[1].tokens, pair[0]))
+        for key, counts in table[:MOST]:
+            if key:
+                console.print(Text(f"  {key:<20} {_told(counts)}"))
+        if len(table) > MOST:
+            console.print(Text(f"  … and {len(table) - MOST} more {name}"))
+
+
+def _told(counts: Counts) -> str:
+    share = counts.trained / max(1, counts.tokens)
+    return f"{counts.examples:,} examples, {counts.tokens:,} tokens, {counts.trained:,} trained on ({share:.0%})"
+
+
+def _print_example(number: int, example: Example, tokenizer: Tokenizer, console: Console) -> None:
+    from rich.text import Text
+
+    from openmercury.cli.show import clean
+
+    trained = int(example.flags().sum())
+    console.print(Text(f"--- example {number}: {example.kind}, {len(example.ids)} tokens, {trained} trained on", HEAD))
+    shown = Text()
+    pairs = zip(example.ids, example.flags().tolist(), strict=True)
+    for flag, run in itertools.groupby(pairs, key=lambda pair: pair[1]):
+        text = clean(tokenizer.decode([token for token, _ in run], special=True))
+        if console.is_terminal and not console.no_color:
+            shown.append(text, TRAINED if flag else GIVEN)
+        else:
+            shown.append(f"{{+{text}+}}" if flag else text)
+    console.print(shown)
