@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openmercury.data.functions import parse
+from openmercury.data.functions import Def, parse
 from openmercury.errors import DataError
 
 ENVIRONMENT = "OPENMERCURY_EVAL_DATA"
 GRAM, OVERLAP, PROMPT_GRAM = 10, 0.2, 13
+LONG_BODY = 600  # characters of a name-erased syntax tree that no two authors write alike
 PARAPHRASE, SAME_NAME = 0.75, 0.4
 _STOP_WORDS = (
     "a an the of to in and or for from by with on is are be that which it its as at this given write python function "
@@ -66,19 +67,19 @@ def similarity(left: frozenset[str], right: frozenset[str]) -> float:
 
 
 def tree_keys(code: str) -> set[str]:
-    """Name, arguments and name-erased body of every function in `code`; a long body counts without its name too."""
+    """The keys of every function in `code`."""
     tree = parse(code)
-    keys: set[str] = set()
-    for node in ast.walk(tree) if tree is not None else ():
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            body = [
-                part for part in node.body if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
-            ]
-            shape = re.sub(r"\b(id|arg|name|attr)='\w+'", r"\1", " ".join(ast.dump(part) for part in body))
-            keys.add(f"{node.name}|{[arg.arg for arg in node.args.args]}|{shape}")
-            if len(shape) > 600:
-                keys.add(shape)
-    return keys
+    nodes = ast.walk(tree) if tree is not None else ()
+    found = (function_keys(node) for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return {key for keys in found for key in keys}
+
+
+def function_keys(node: Def) -> list[str]:
+    """Name, arguments and name-erased body of a function; a long body counts without its name too."""
+    body = [part for part in node.body if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))]
+    shape = re.sub(r"\b(id|arg|name|attr)='\w+'", r"\1", " ".join(ast.dump(part) for part in body))
+    key = f"{node.name}|{[arg.arg for arg in node.args.args]}|{shape}"
+    return [key, shape] if len(shape) > LONG_BODY else [key]
 
 
 def eval_folder(given: Path | None) -> Path:

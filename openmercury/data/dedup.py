@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -30,29 +30,41 @@ def _word_hash(word: str) -> int:
 @functools.lru_cache(maxsize=2)
 def word_hashes(text: str) -> np.ndarray:
     """uint64 hash of every lower-case word token, in order."""
-    return words_of(_WORD.findall(text.lower()))
-
-
-def words_of(words: Sequence[str]) -> np.ndarray:
-    """uint64 hash of every word."""
+    words = _WORD.findall(text.lower())
     return np.fromiter(map(_word_hash, words), np.uint64, len(words))
 
 
-def run_hashes(words: np.ndarray, size: int) -> np.ndarray:
-    """uint64 hash of every run of `size` words."""
-    count = max(0, len(words) - size + 1)
-    total = np.zeros(count, np.uint64)
-    for at in range(size):
-        total = total * _BASE + words[at : at + count]
-    # Polynomial hashes are regular in their low bits; MinHash wants none of that.
-    total ^= total >> np.uint64(32)
-    return total * _BASE
+def run_hashes(words: np.ndarray, *sizes: int) -> list[np.ndarray]:
+    """For every size, in rising order, the uint64 hash of every run of so many words."""
+    found = []
+    total = np.zeros(len(words), np.uint64)
+    for size in range(1, sizes[-1] + 1):
+        end = max(0, len(words) - size + 1)
+        total = total[:end] * _BASE + words[size - 1 :][:end]
+        if size in sizes:
+            found.append(_mixed(total))
+    return found
+
+
+def tuple_hashes(runs: Iterable[Sequence[str]], size: int) -> np.ndarray:
+    """uint64 hash of each of many runs of `size` words, as `run_hashes` gives it."""
+    words = np.array([_word_hash(word) for run in runs for word in run], np.uint64).reshape(-1, size)
+    total = np.zeros(len(words), np.uint64)
+    for place in range(size):
+        total = total * _BASE + words[:, place]
+    return _mixed(total)
+
+
+def _mixed(total: np.ndarray) -> np.ndarray:
+    """Polynomial hashes are regular in their low bits; MinHash wants none of that."""
+    mixed: np.ndarray = (total ^ total >> np.uint64(32)) * _BASE
+    return mixed
 
 
 def shingles(text: str, size: int) -> np.ndarray:
     """The set of runs of `size` words as sorted uint64 hashes; of a text with fewer words, all of them as one run."""
     words = word_hashes(text)
-    return np.unique(run_hashes(words, min(size, len(words)) or 1))
+    return np.unique(run_hashes(words, min(size, len(words)) or 1)[0])
 
 
 def digest(text: str) -> bytes:

@@ -6,6 +6,7 @@ All are pure functions of the text. Thresholds are the recipe's.
 from __future__ import annotations
 
 import re
+import string
 from itertools import chain
 
 from openmercury.data.config import FilterRecipe
@@ -18,8 +19,12 @@ _GENERATED = re.compile(
     re.IGNORECASE,
 )
 _ENCODED = re.compile(
-    r"[A-Za-z0-9+/]{64}[A-Za-z0-9+/\n=]*|(?:(?:0x|\\x)?[0-9a-fA-F]{2}(?:,\s*|\\|\s)){32,}|(?:\\x[0-9a-fA-F]{2}){16,}|"
+    r"[A-Za-z0-9+/]{64}[A-Za-z0-9+/\n=]*|(?:(?:0x|\\x)?[0-9a-fA-F]{2}(?:,\s*|\s)){32,}|(?:\\x[0-9a-fA-F]{2}){16,}|"
     r"(?:\\u[0-9a-fA-F]{4}){16,}"
+)
+_BASE64_BYTES, _ESCAPE_BYTES = (
+    bytes(97 if chr(code) in known else 32 for code in range(256))
+    for known in (frozenset(string.ascii_letters + string.digits + "+/"), frozenset(string.hexdigits + "xu\\, \n\t\r"))
 )
 _MINIFIED = re.compile(r"[.-]min\.(?:js|mjs|cjs)$|[.-]bundle\.js$")
 _ALPHANUMERIC = re.compile(r"\w+")
@@ -65,10 +70,17 @@ def is_generated(text: str) -> bool:
 
 
 def _by_encoded(text: str, recipe: FilterRecipe) -> str | None:
+    if not _may_be_encoded(text.encode("ascii", "replace")):
+        return None
     runs = [len(run) for run in _ENCODED.findall(text)]
     if max(chain(runs, (0,))) > recipe.max_encoded or sum(runs) > recipe.max_encoded_share * len(text):
         return "data: encoded bytes"
     return None
+
+
+def _may_be_encoded(data: bytes) -> bool:
+    """A quick look: what `_ENCODED` finds holds 64 bytes of one of these kinds in a row."""
+    return any(b"a" * 64 in data.translate(kind) for kind in (_BASE64_BYTES, _ESCAPE_BYTES))
 
 
 def syntax_reason(document: Document) -> str | None:

@@ -152,7 +152,7 @@ Kept = tuple[Path, tuple[int, ...], np.ndarray]  # a unit, which of its items, a
 
 def _deduplicate(recipe: PrepareRecipe, paths: Sequence[Path], tally: Tally, watch: Watch) -> list[Kept]:
     watch(DEDUP, 0, 1)
-    start = time.perf_counter()
+    start = time.thread_time()
     prints = [units.read_prints(path) for path in paths]
     first = np.concatenate(([0], np.cumsum([len(one.sizes) for one in prints], dtype=np.int64)))
     found: dict[int, str] = {}
@@ -219,13 +219,13 @@ def _write_one(recipe: PrepareRecipe, given: tuple[ShardPlan, Path]) -> int:
         wanted = set(numbers)
         for number, item in enumerate(units.read_items(unit)):
             if number in wanted:
-                start = time.perf_counter()
+                start = time.thread_time()
                 examples += make_rows(item, recipe, tokenizer)
                 size = len(item.text) if isinstance(item, Document) else len(item.before.text) + len(item.after.text)
-                tally.saw("examples", size, time.perf_counter() - start)
-    start = time.perf_counter()
+                tally.saw("examples", size, time.thread_time() - start)
+    start = time.thread_time()
     write_shard(path.with_suffix(".safetensors"), examples, tokenizer=tokenizer.fingerprint)
-    tally.saw("write", plan.size, time.perf_counter() - start)
+    tally.saw("write", plan.size, time.thread_time() - start)
     tally.memory["write"] = units.peak_memory()
     lengths = Counter(len(one.ids).bit_length() for one in examples)
     write_whole(path, json.dumps({"tally": tally.as_json(), "lengths": lengths}).encode())

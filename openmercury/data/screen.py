@@ -7,16 +7,15 @@ outline of an item's. It may be wrong in one way alone, which costs time: a clos
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
-from openmercury.data.decontaminate import GRAM, PROMPT_GRAM, BenchmarkIndex
-from openmercury.data.dedup import run_hashes, word_hashes, words_of
+from openmercury.data.decontaminate import GRAM, PROMPT_GRAM, BenchmarkIndex, function_keys
+from openmercury.data.dedup import run_hashes, tuple_hashes, word_hashes
 from openmercury.data.functions import Def, parse
 
 CORE = 5  # words of the shortest description that `find` looks for
-LONG = 600  # characters of a function's dump from which on `find` may know it under any name
 
 Outline = tuple[object, ...]
 
@@ -26,18 +25,10 @@ class Screen:
 
     def __init__(self, index: BenchmarkIndex) -> None:
         self.index = index
-        self._runs = {
-            GRAM: _known(index.by_gram, GRAM),
-            PROMPT_GRAM: _known(index.prompt_grams, PROMPT_GRAM),
-            CORE: _known((core[:CORE] for core in index.cores), CORE),
-        }
-        self._named: set[tuple[str, Outline]] = set()
-        self._long: set[Outline] = set()
-        for item in index.items:
-            for node in _functions(parse(item.solution)):
-                self._named.add((node.name, outline(node)))
-                if len(ast.dump(node)) > LONG:
-                    self._long.add(outline(node))
+        cores = (core[:CORE] for core in index.cores)
+        self._runs = {CORE: np.unique(tuple_hashes(cores, CORE)), GRAM: np.unique(tuple_hashes(index.by_gram, GRAM))}
+        self._runs[PROMPT_GRAM] = np.unique(tuple_hashes(index.prompt_grams, PROMPT_GRAM))
+        self._outlines = {outline(node) for item in index.items for node in _functions(parse(item.solution))}
 
     def find(self, text: str, language: str) -> tuple[str, str] | None:
         """As `BenchmarkIndex.find` of a text that is code."""
@@ -45,14 +36,13 @@ class Screen:
 
     def suspects(self, text: str, language: str) -> bool:
         """Whether a close look is needed."""
-        hashes = word_hashes(text)
-        if any(_meets(run_hashes(hashes, size), known) for size, known in self._runs.items()):
+        runs = run_hashes(word_hashes(text), *self._runs)
+        if any(map(_meets, runs, self._runs.values())):
             return True
         return language == "python" and any(map(self._knows, _functions(parse(text))))
 
     def _knows(self, node: Def) -> bool:
-        told = outline(node)
-        return told in self._long or (node.name, told) in self._named
+        return outline(node) in self._outlines and any(key in self.index.trees for key in function_keys(node))
 
 
 def outline(node: Def) -> Outline:
@@ -86,11 +76,6 @@ def _functions(tree: ast.AST | None) -> Iterator[Def]:
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                     yield node
                 waiting.append(node)
-
-
-def _known(runs: Iterable[tuple[str, ...]], size: int) -> np.ndarray:
-    hashes = [run_hashes(words_of(run), size) for run in runs]
-    return np.unique(np.concatenate(hashes)) if hashes else np.zeros(0, np.uint64)
 
 
 def _meets(runs: np.ndarray, known: np.ndarray) -> bool:
