@@ -69,7 +69,9 @@ def shingles(text: str, size: int) -> np.ndarray:
 
 def digest(text: str) -> bytes:
     """16 bytes that are equal for texts that differ in blank space at line ends at most."""
-    return hashlib.blake2b("\n".join(map(str.rstrip, text.split("\n"))).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return hashlib.blake2b(
+        "\n".join(map(str.rstrip, text.split("\n"))).encode("utf-8", "surrogatepass"), digest_size=16
+    ).digest()
 
 
 def bands(sets: Sequence[np.ndarray], recipe: DedupRecipe, seed: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Quality filters in the manner of The Stack v2 (arXiv 2402.19173, §2–3): each gives the reason to drop a text, or None.
+"""Quality filters in the manner of The Stack v2 (arXiv 2402.19173, §2–3): each tells why to drop a text, or None.
 
 All are pure functions of the text. Thresholds are the recipe's.
 """

@@ -12,7 +12,9 @@ from email.parser import Parser
 
 UNKNOWN = "unknown"
 _FILE = re.compile(r"(?:un)?licen[cs]e(?:[-._].*)?|copying(?:[-._].*)?|.*[-._]licen[cs]e(?:\.(?:txt|md|rst))?", re.I)
-_CHOICE = re.compile(r"licen[cs]e-(?:mit|apache|bsd|zlib|isc|unlicense|boost)[\w.-]*", re.I)  # as Rust's crates name them
+_CHOICE = re.compile(
+    r"licen[cs]e-(?:mit|apache|bsd|zlib|isc|unlicense|boost)[\w.-]*", re.I
+)  # as Rust's crates name them
 _CODE = re.compile(r"\.(?:py|js|ts|java|c|h|cc|cpp|hpp|go|rs|php|sh|sql|json|html|css)$", re.I)
 _HEAD = 4_000
 _SPDX_HEADER = re.compile(r"SPDX-License-Identifier:\s*([\w.+() -]*[\w.+)])")
@@ -37,12 +39,23 @@ _TEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("BSD-4-Clause", ("redistribution and use in source and binary forms", "all advertising materials")),
     ("BSD-3-Clause", ("redistribution and use in source and binary forms", "endorse or promote products derived")),
     ("BSD-2-Clause", ("redistribution and use in source and binary forms",)),
-    ("MIT-0", ("permission is hereby granted free of charge", "without limitation the rights to use copy modify merge "
-               "publish distribute sublicense and or sell copies of the software and to permit persons to whom the "
-               "software is furnished to do so the software is provided")),
+    (
+        "MIT-0",
+        (
+            "permission is hereby granted free of charge",
+            "without limitation the rights to use copy modify merge "
+            "publish distribute sublicense and or sell copies of the software and to permit persons to whom the "
+            "software is furnished to do so the software is provided",
+        ),
+    ),
     ("MIT", ("permission is hereby granted free of charge", "shall be included in all copies")),
-    ("0BSD", ("permission to use copy modify and or distribute this software for any purpose with or without fee is "
-              "hereby granted the software is provided",)),
+    (
+        "0BSD",
+        (
+            "permission to use copy modify and or distribute this software for any purpose with or without fee is "
+            "hereby granted the software is provided",
+        ),
+    ),
     ("ISC", ("permission to use copy modify and", "distribute this software for any purpose with or without fee")),
     ("Zlib", ("this software is provided as is", "altered source versions must be plainly marked")),
     ("HPND", ("permission to use copy modify and distribute this software and its documentation for any purpose",)),
@@ -107,7 +120,7 @@ def by_header(text: str) -> str | None:
 
 
 def allowed(expression: str, allow: frozenset[str]) -> bool:
-    """Whether an SPDX expression can be satisfied by the licences of `allow` alone; exceptions (WITH) only add rights."""
+    """Whether licences of `allow` alone satisfy an SPDX expression; exceptions (WITH) only add rights."""
     known = {name.lower() for name in allow}
     tokens = re.findall(r"[()]|[^\s()]+", expression)
 

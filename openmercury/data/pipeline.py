@@ -77,7 +77,8 @@ def prepare(recipe: PrepareRecipe, watch: Watch = lambda *_: None) -> Outcome | 
     told = _told(recipe, tokenizer, listed)
     if _is_made(recipe.out, told):
         return None
-    tally, seconds = Tally(), {}
+    tally = Tally()
+    seconds: dict[str, float] = {}
     for part in plan:
         tally.drops.update({(stages.READ, reason): count for reason, count in part.drops.items()})
 

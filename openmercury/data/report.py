@@ -1,4 +1,4 @@
-"""What `data prepare` did, as Markdown with pictures: counts, speeds, drops, languages, licences, lengths, contamination."""
+"""What `data prepare` did, as Markdown with pictures."""
 
 from __future__ import annotations
 

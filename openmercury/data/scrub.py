@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from openmercury.errors import DataError
 
@@ -81,6 +82,6 @@ def patterns() -> Sequence[re.Pattern[str]]:
         from detect_secrets.plugins.base import RegexBasedDetector
     except ModuleNotFoundError:
         raise DataError(NO_DETECTORS) from None
-    classes = sorted(get_mapping_from_secret_type_to_class().values(), key=lambda one: str(one.__name__))
+    classes: list[Any] = sorted(get_mapping_from_secret_type_to_class().values(), key=lambda one: str(one.__name__))
     known = [one() for one in classes if issubclass(one, RegexBasedDetector) and one.__name__ not in _LEFT_OUT]
     return tuple(pattern for detector in known for pattern in detector.denylist)

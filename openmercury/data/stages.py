@@ -49,11 +49,11 @@ class Stage(NamedTuple):
 
 @dataclass
 class Tally:
-    """Counts of work done: by stage documents in, bytes in and seconds; drops by (stage, reason); peak bytes by phase."""
+    """Counts of work done: files, bytes and CPU seconds by stage, drops by (stage, reason), peak bytes by phase."""
 
     documents: Counter[str] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
     drops: Counter[tuple[str, str]] = field(default_factory=Counter)
     scrubbed: int = 0
     memory: dict[str, int] = field(default_factory=dict)
@@ -62,8 +62,9 @@ class Tally:
         """Takes in the counts of another; memory is the largest of any."""
         self.documents += other.documents
         self.bytes += other.bytes
-        self.seconds += other.seconds
         self.drops += other.drops
+        for stage, seconds in other.seconds.items():
+            self.spent(stage, seconds)
         self.scrubbed += other.scrubbed
         for phase, size in other.memory.items():
             self.memory[phase] = max(size, self.memory.get(phase, 0))
@@ -72,7 +73,11 @@ class Tally:
         """One item went through a stage."""
         self.documents[stage] += 1
         self.bytes[stage] += size
-        self.seconds[stage] += seconds
+        self.spent(stage, seconds)
+
+    def spent(self, stage: str, seconds: float) -> None:
+        """Time that a stage took."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -82,8 +87,8 @@ class Tally:
     def from_json(cls, told: dict[str, Any]) -> Tally:
         """What `as_json` gave."""
         drops = Counter({(stage, reason): count for stage, reason, count in told["drops"]})
-        counters = {name: Counter(told[name]) for name in ("documents", "bytes", "seconds")}
-        return cls(**counters, drops=drops, scrubbed=told["scrubbed"], memory=told["memory"])
+        documents, size = Counter(told["documents"]), Counter(told["bytes"])
+        return cls(documents, size, told["seconds"], drops, told["scrubbed"], told["memory"])
 
 
 def decode(raw: Raw) -> Document | Drop:
@@ -101,7 +106,10 @@ def decode(raw: Raw) -> Document | Drop:
 @functools.lru_cache(maxsize=1)
 def build(recipe: PrepareRecipe) -> tuple[Stage, ...]:
     """The stages of a recipe. Raises DataError when evaluation data or a package it needs is missing."""
-    made = [Stage("licence", functools.partial(check_licence, recipe)), Stage("filter", functools.partial(_filter, recipe))]
+    made = [
+        Stage("licence", functools.partial(check_licence, recipe)),
+        Stage("filter", functools.partial(_filter, recipe)),
+    ]
     if recipe.filters.syntax:
         made.append(Stage("syntax", _syntax))
     if recipe.scrub:
@@ -166,7 +174,7 @@ def run(items: Iterable[Raw | RawEdit | Drop], stages: tuple[Stage, ...], tally:
         if item is None:
             return
         if isinstance(item, Drop):
-            tally.seconds[READ] += spent
+            tally.spent(READ, spent)
             tally.drops[READ, item.reason] += 1
             continue
         tally.saw(READ, sum(len(raw.data) for raw in _sides(item)), spent)
@@ -195,7 +203,9 @@ def _through(item: Raw | RawEdit, stages: tuple[Stage, ...], tally: Tally) -> It
     if isinstance(item, Raw):
         return documents[0]
     before, after = documents
-    return Edit(before, after, scrub(item.message)[0] if any(stage.name == "scrub" for stage in stages) else item.message)
+    return Edit(
+        before, after, scrub(item.message)[0] if any(stage.name == "scrub" for stage in stages) else item.message
+    )
 
 
 def _timed(

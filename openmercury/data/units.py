@@ -1,6 +1,6 @@
 """The result of one unit of work on disk, between the stages that see one file and those that see all.
 
-One safetensors file, written whole or not at all: the items (compressed JSON), their fingerprints, and the unit's tally.
+One safetensors file, written whole or not at all: items as compressed JSON, their fingerprints, the unit's tally.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def write(path: Path, items: Iterable[Item], tally: Tally, recipe: DedupRecipe, 
     packed.append(packer.flush())
     told_bands = bands(sets, recipe, seed) if recipe.near else np.zeros((len(sizes), 0), np.uint64)
     tally.memory["read"] = peak_memory()
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "items": np.frombuffer(b"".join(packed), np.uint8),
         "digests": np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2),
         "sizes": np.array(sizes, np.int64),

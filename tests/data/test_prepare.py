@@ -23,8 +23,9 @@ from openmercury.llm import default_model
 from openmercury.text.tokenizer import Tokenizer
 
 MIT = (
-    "Permission is hereby granted, free of charge, to any person obtaining a copy of this software … The above copyright "
-    "notice and this permission notice shall be included in all copies or substantial portions of the Software."
+    "Permission is hereby granted, free of charge, to any person obtaining a copy of this software … The above "
+    "copyright notice "
+    "and this permission notice shall be included in all copies or substantial portions of the Software."
 )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from openmercury.data.sources.config import Source
 from openmercury.data.sources import archives, folder, git, hub, tables
 from openmercury.data.sources.base import Drop, Limits, Plan, Raw, RawEdit, Unit
+from openmercury.data.sources.config import Source
 
 __all__ = ["Drop", "Limits", "Plan", "Raw", "RawEdit", "Unit", "plan", "read"]
 

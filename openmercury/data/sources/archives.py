@@ -6,6 +6,8 @@ unpack to more than the limit are dropped by reason, and what was whole before a
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 import lzma
 import re
@@ -16,12 +18,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import IO, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 from openmercury.data import languages, licences
-from openmercury.data.sources.config import ArchiveSource, ReleaseSource
 from openmercury.data.sources.base import Drop, Limits, Plan, Raw, RawEdit, Unit, stamp
+from openmercury.data.sources.config import ArchiveSource, ReleaseSource
 from openmercury.errors import DataError
 
 ZIP, TAR = (".whl", ".zip", ".jar"), (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar")
@@ -58,7 +61,7 @@ def plan_releases(number: int, source: ReleaseSource) -> Plan:
     made = Plan()
     for _, releases in sorted(projects.items()):
         ordered = [path for _, path in sorted(releases)]
-        for old, new in zip(ordered, ordered[1:], strict=False):
+        for old, new in pairwise(ordered):
             items = ((str(old), stamp(old)), (str(new), stamp(new)))
             made.units.append(Unit(number, f"{old.name} → {new.name}", items, old.stat().st_size + new.stat().st_size))
     return made
@@ -117,7 +120,9 @@ def read_archive(path: Path, limits: Limits) -> Iterator[Raw | Drop]:
             yield from _read_member(path.name, member, folders, limits)
     except _TooMuch:
         yield Drop("archive unpacks to too much")
-    except BROKEN:
+    except BROKEN as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the archive's
+            raise
         yield Drop("broken archive")
 
 
@@ -231,13 +236,8 @@ def _climbs(name: str) -> str | None:
 @contextmanager
 def _opened(path: Path, limits: Limits) -> Iterator[BinaryIO]:
     """The unpacked stream of a tar archive, which breaks off above its limit."""
-    import bz2
-    import gzip
-
-    openers: dict[str, Callable[[Path], IO[bytes]]] = {
-        "gz": gzip.open, "tgz": gzip.open, "xz": lzma.open, "bz2": bz2.open, "tar": lambda path: path.open("rb"),
-    }  # fmt: skip
-    with openers[path.name.rsplit(".", 1)[-1]](path) as file:
+    openers: dict[str, Any] = {"gz": gzip.open, "tgz": gzip.open, "xz": lzma.open, "bz2": bz2.open, "tar": open}
+    with openers[path.suffix[1:]](path, "rb") as file:
         yield _Counted(file, limits.max_archive_bytes)  # type: ignore[misc]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Raw:
-    """The bytes of one file. `licence` is what its surroundings say ("" where they say nothing), `language` likewise."""
+    """The bytes of one file. `licence` and `language` are what its surroundings say, "" where they say nothing."""
 
     id: str
     path: str

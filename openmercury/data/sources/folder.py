@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from openmercury.data import languages, licences
-from openmercury.data.sources.config import FolderSource
 from openmercury.data.sources.base import Drop, Limits, Plan, Raw, Unit, stamp
+from openmercury.data.sources.config import FolderSource
 from openmercury.errors import DataError
 
 BATCH_BYTES, BATCH_FILES = 8_000_000, 2_000
@@ -38,7 +38,7 @@ def plan(number: int, source: FolderSource, limits: Limits) -> Plan:
     return made
 
 
-def batches(number: int, name: str, items: list[tuple[str, ...]], sizes: list[int]) -> Iterator[Unit]:
+def batches(number: int, name: str, items: Sequence[tuple[str, ...]], sizes: Sequence[int]) -> Iterator[Unit]:
     """Runs of items that stay below BATCH_BYTES and BATCH_FILES (a single larger one excepted)."""
     start = size = 0
     for at, more in enumerate(sizes):

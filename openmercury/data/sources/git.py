@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO
 
 from openmercury.data import languages, licences
-from openmercury.data.sources.config import GitSource
 from openmercury.data.sources.base import Drop, Limits, Plan, Raw, RawEdit, Unit
+from openmercury.data.sources.config import GitSource
 from openmercury.data.sources.folder import batches
 from openmercury.errors import DataError
 

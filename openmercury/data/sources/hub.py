@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from typing import Any
 
-from openmercury.data.sources.config import HubSource
 from openmercury.data.sources.base import Drop, Limits, Plan, Raw, RawEdit, Unit
+from openmercury.data.sources.config import HubSource
 from openmercury.data.sources.tables import JSONL, jsonl_rows, open_packed, parquet_groups, parquet_rows
 from openmercury.errors import DataError
 
@@ -31,7 +31,9 @@ def plan(number: int, source: HubSource) -> Plan:
             for item in items:
                 made.units.append(Unit(number, f"{source.repo}/{name}[{item[2]}]", (item,), size // len(items)))
     except broken as error:
-        raise DataError(f"the Hub does not give {source.repo} ({_first_line(error)}): check its name and access") from None
+        raise DataError(
+            f"the Hub does not give {source.repo} ({_first_line(error)}): check its name and access"
+        ) from None
     if not made.units:
         raise DataError(f"{source.repo} has no file that fits {source.files!r}: correct `files` of source {number + 1}")
     return made
@@ -50,7 +52,9 @@ def read(source: HubSource, unit: Unit, limits: Limits) -> Iterator[Raw | RawEdi
             else:
                 yield Drop("neither Parquet nor JSON Lines")
     except broken as error:
-        raise DataError(f"the Hub broke off {source.repo} ({_first_line(error)}): start again, and it goes on") from None
+        raise DataError(
+            f"the Hub broke off {source.repo} ({_first_line(error)}): start again, and it goes on"
+        ) from None
 
 
 def _open(source: HubSource, revision: str, name: str) -> Any:

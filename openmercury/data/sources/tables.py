@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from openmercury.data import languages, licences
-from openmercury.data.sources.config import Columns, JsonlSource, ParquetSource
 from openmercury.data.sources.base import Drop, Limits, Plan, Raw, RawEdit, Unit, stamp
+from openmercury.data.sources.config import Columns, JsonlSource, ParquetSource
 from openmercury.errors import DataError
 
 RANGE_BYTES = 32_000_000  # of a plain .jsonl that one unit reads
