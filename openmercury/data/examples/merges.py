@@ -27,7 +27,7 @@ from openmercury.text.tokenizer import Tokenizer
 KEPT = "... existing code ..."
 CLEAR = (2, 8)  # kept lines beside a comment: at least, at most
 WORTH = 3  # a comment takes the place of at least so many lines
-CHARACTERS = 2.8  # a token, in code that is rather dense: a part chosen by it fits
+SAMPLE, ROOM = 4000, 0.9  # characters that tell how many a token has, and how much of the room is used for that reason
 _COMMENTS = {"python": "# {}", "bash": "# {}", "sql": "-- {}", "markdown": "<!-- {} -->"}
 
 
@@ -58,7 +58,9 @@ def merge_example(
 ) -> Example | None:
     """The merge of these hunks; None where no snippet tells them clearly, or it is too long."""
     frame = len(chat.render(tokenizer, edit.merge_messages(edit.Merge("", ""))))
-    old, hunks = part(old, hunks, (recipe.max_tokens - frame) * CHARACTERS, drawn)
+    sample = "\n".join(old)[:SAMPLE]
+    room = ROOM * (recipe.max_tokens - frame) * len(sample) / max(1, len(tokenizer.encode(sample)))
+    old, hunks = part(old, hunks, room, drawn)
     update = update_snippet(old, hunks, language)
     if update is None:
         return None
@@ -67,10 +69,9 @@ def merge_example(
     ending = before[len(before.rstrip("\n")) :]
     if after.rstrip("\n") + ending != after or edit.parse_merge(edit.render_merge(merge)) != merge:
         return None  # a merged file ends as its original does
-    marks = edit.fence(f"{before}\n{update}")
+    marks, prompt = edit.merge_marks(merge), edit.merge_ids(tokenizer, merge)
     if len(edit.fence(after)) > len(marks):
         return None
-    prompt = [*chat.render(tokenizer, edit.merge_messages(merge)), *tokenizer.encode(f"{marks}\n")]
     text = after.rstrip("\n")
     ids = [*prompt, *tokenizer.encode(f"{text}\n{marks}"), end_of_turn(tokenizer)]
     return Example(ids, len(prompt), "apply") if len(ids) <= recipe.max_tokens else None
