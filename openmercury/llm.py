@@ -292,6 +292,9 @@ def _feed(stream: TextStream, request: Request, seen: int) -> int:
 
     Returns how many tokens the text took: those that a forward committed behind a stop string are no part of it.
     """
+    if not request.params.stop:  # the usual case in bulk, where a call for each token would take as long as a forward
+        stream.push(token for token in request.completion[seen:] if token not in request.eos)
+        seen = len(request.completion)
     for token in request.completion[seen:]:
         seen += 1
         if token not in request.eos:

@@ -169,6 +169,7 @@ def _model(model: str | None, hashes: bool, problems: list[str]) -> tuple[Facts,
         "weights": weights_read(config),
         "files": len(files),
         "megabytes": round(size / 1e6, 1),
+        "denoises": facts is not None,
         "adapter": None if facts is None or facts.adapter is None else {"file": adapter, "rank": facts.adapter.rank},
         "damaged": [name for name, _ in damaged],
         "hashes_checked": hashes,
@@ -243,7 +244,9 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
 
 
 def _model_line(model: Facts) -> str:
-    adapter = "no adapter, mode ar only" if model["adapter"] is None else f"adapter of rank {model['adapter']['rank']}"
+    adapter = "all weights denoise" if model["denoises"] else "no adapter, mode ar only"
+    if model["adapter"] is not None:
+        adapter = f"adapter of rank {model['adapter']['rank']}"
     checked = "sha256 checked" if model["hashes_checked"] else "sizes checked"
     told = f"{model['folder']}: {model['architecture']}, {model['weights'] / 1e6:.0f} M weights, {adapter}"
     return f"{told}, {model['files']} files of {model['megabytes']} MB, {checked}"

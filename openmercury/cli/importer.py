@@ -52,9 +52,11 @@ def import_(
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The `out` folder of a training run.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
-    quantization: Annotated[str, option("Number format of the adapter.", metavar="TYPE")] = "Q8_0",
+    quantization: Annotated[
+        str | None, option("Number format: of an adapter Q8_0, of all weights BF16 by default.", metavar="TYPE")
+    ] = None,
 ) -> None:
-    """Make a checkpoint folder from a training run: its base and its adapter."""
+    """Make a checkpoint folder from a training run: its base and its adapter, or all its weights."""
     if not run.is_dir():
         raise InputError(f"there is no folder {run}: give the `out` folder of `openmercury train`")
     from openmercury.cli.show import waiting

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from openmercury.data.shards import Counts, Example, Facts
     from openmercury.text.tokenizer import Tokenizer
 
-KindName = Literal["code", "fim", "chat", "edit", "apply"]  # as in data.shards, whose import would cost the help page
+# As in data.shards, whose import would cost the help page.
+KindName = Literal["code", "fim", "chat", "edit", "apply", "chosen", "rejected"]
 TRAINED, GIVEN, HEAD = "bold green", "dim", "bold"
 MOST = 8  # lines of a table
 

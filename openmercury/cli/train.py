@@ -6,6 +6,7 @@ The work is done by `train`, `data` and `distill`; an interrupted run goes on wh
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Instead of the recipe's: optim.lr=1e-4."),
 ]
+
+CHECK_SECONDS = 5.0  # an answer that is executed may take
 
 data = typer.Typer(help="Make and look at training data.")
 
@@ -75,7 +78,22 @@ def generate(recipe: RecipeFile, overrides: Overrides = None) -> None:
     with waiting("starting"):
         from openmercury.distill import run_recipe
 
-    run_recipe(recipe, list(overrides or ()))
+    run_recipe(recipe, list(overrides or ()), _judge)
+
+
+def _judge() -> Callable[[str, Mapping[str, str]], bool]:
+    """Executes answers in the sandbox; raises SandboxError where there is none."""
+    from openmercury.eval import sandbox
+    from openmercury.eval.tasks.base import Program
+    from openmercury.eval.tasks.extract import extract
+
+    sandbox.usable_backend()
+
+    def right(answer: str, check: Mapping[str, str]) -> bool:
+        parts = (check["before"], extract(answer, check["name"]), check["after"])
+        return sandbox.run(Program("\n".join(parts), timeout=CHECK_SECONDS)).passed
+
+    return right
 
 
 def _read(recipe: Path) -> None:

@@ -6,7 +6,7 @@ import random
 
 from openmercury.data.exercises import Slots, expand
 
-_SLOTS: Slots = {
+SLOTS: Slots = {
     "pair": "a list and a tuple|a process and a thread|`==` and `is`|a shallow and a deep copy|`git merge` and `git "
     "rebase`|SQL INNER JOIN and LEFT JOIN|TCP and UDP|a stack and a queue|`let` and `var` in JavaScript|GET and "
     "POST|an abstract class and an interface|`append` and `extend`|unit tests and integration tests|SQL and "
@@ -136,7 +136,7 @@ def chats(count: int, seed: int) -> list[str]:
     for _ in range(20 * count):
         if len(found) == count:
             break
-        text = expand(generator.choice(_PATTERNS), _SLOTS, generator).replace("?.", "?")
+        text = expand(generator.choice(_PATTERNS), SLOTS, generator).replace("?.", "?")
         if not any(f"a {tool} program" in text for tool in ("grep", "sed")):
             found[text] = None
     return list(found)

@@ -3,6 +3,9 @@
 Best-fit decreasing: the longest piece first, each into the fullest row that still holds it (arXiv 2404.10830). Code
 longer than a row goes on in further rows. Of other examples, which end in an answer, what is beyond the row is left out
 and counted, and so is all of one whose answer is not reached.
+
+Preference pairs, a shard of chosen and rejected texts by turns, are packed as one: the two stand side by side in a row,
+as its documents 2k and 2k + 1. A pair longer than a row is left out and counted.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from openmercury.data.shards import KINDS, Examples
+from openmercury.errors import DataError
 
-CODE = KINDS.index("code")
+CODE, CHOSEN, REJECTED = (KINDS.index(kind) for kind in ("code", "chosen", "rejected"))
 
 
 class Rows(NamedTuple):
@@ -62,12 +66,30 @@ class Packed:
 
 def pack(examples: Examples, row_length: int) -> Packed:
     """Where each token goes; a function of the lengths and kinds alone but for answers that a row cannot reach."""
-    begin, length = _pieces(examples, row_length)
-    plan = best_fit(length, row_length)
+    if np.isin(examples.kind, (CHOSEN, REJECTED)).any():
+        begin, length = _pairs(examples, row_length)
+        plan = [
+            [piece for pair in row for piece in (2 * pair, 2 * pair + 1)] for row in best_fit(length.sum(1), row_length)
+        ]
+        begin, length = begin.flatten(), length.flatten()
+    else:
+        begin, length = _pieces(examples, row_length)
+        plan = best_fit(length, row_length)
     order = np.array([piece for row in plan for piece in row], dtype=np.int64)
     first = np.concatenate(([0], np.cumsum([len(row) for row in plan], dtype=np.int64))).astype(np.int64)
     cut = len(examples.ids) - int(length.sum())
     return Packed(examples, row_length, begin[order], length[order], first, cut)
+
+
+def _pairs(examples: Examples, row_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Begin and length of the pairs that fit into a row, [pairs, 2]; raises DataError where the shard holds others."""
+    if len(examples.kind) % 2 or (examples.kind.reshape(-1, 2) != (CHOSEN, REJECTED)).any():
+        raise DataError(
+            "a shard of preference pairs holds chosen and rejected texts by turns, and no others: make it so"
+        )
+    begin, length = examples.start.reshape(-1, 2), examples.length.astype(np.int64).reshape(-1, 2)
+    fits = length.sum(1) <= row_length
+    return begin[fits], length[fits]
 
 
 def _pieces(examples: Examples, row_length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -30,10 +30,10 @@ from openmercury.data import executors, scrub, sources, stages, units
 from openmercury.data.config import PrepareRecipe
 from openmercury.data.dedup import duplicates
 from openmercury.data.document import Document
-from openmercury.data.rows import make_rows
-from openmercury.data.shards import MANIFEST, Manifest, read_manifest, write_manifest, write_shard, write_whole
+from openmercury.data.examples import make_edit_examples, make_examples
+from openmercury.data.shards import MANIFEST, Example, Manifest, read_manifest, write_manifest, write_shard, write_whole
 from openmercury.data.sources import Limits, Unit
-from openmercury.data.stages import DEDUP, Tally
+from openmercury.data.stages import DEDUP, Item, Tally
 from openmercury.errors import DataError
 from openmercury.text.tokenizer import Tokenizer
 
@@ -70,7 +70,7 @@ def prepare(recipe: PrepareRecipe, watch: Watch = lambda *_: None) -> Outcome | 
     if recipe.scrub:
         scrub.patterns()
     stages.build(recipe)  # what is missing should be told before the work, not by a worker
-    tokenizer = Tokenizer.load(recipe.tokenizer)
+    tokenizer = _tokenizer(recipe.tokenizer)
     work = recipe.out / ".work"
     plan = [sources.plan(number, source, _limits(recipe)) for number, source in enumerate(recipe.sources)]
     listed = [unit for part in plan for unit in part.units]
@@ -107,7 +107,7 @@ def _limits(recipe: PrepareRecipe) -> Limits:
 
 def _read(recipe: PrepareRecipe, listed: Sequence[Unit], folder: Path, watch: Watch) -> list[Path]:
     """Results of all units, in order."""
-    plain = [_plain(recipe, "shard_bytes", "tokenizer", "sources"), stages.benchmarks_hash(recipe)]
+    plain = [_plain(recipe, "shard_bytes", "tokenizer", "sources", "examples"), stages.benchmarks_hash(recipe)]
     keys = [_key(plain, recipe.sources[unit.source].model_dump(mode="json"), unit.items) for unit in listed]
     paths = [folder / f"{key}.safetensors" for key in keys]
     inputs = sorted(zip(listed, paths, strict=True), key=lambda pair: -pair[0].size)  # the largest must not come last
@@ -181,7 +181,7 @@ def _write(
     recipe: PrepareRecipe, kept: Sequence[Kept], folder: Path, tally: Tally, watch: Watch
 ) -> tuple[list[Path], Counter[int]]:
     """The shards in order, and how long their examples are."""
-    plain = _plain(recipe, "sources", "licences", "languages", "workers")
+    plain = [recipe.examples.model_dump(mode="json"), _tokenizer(recipe.tokenizer).fingerprint]
     plans = list(_shard_plans(recipe, kept))
     paths = [folder / f"{_key(plain, [(path.name, numbers) for path, numbers in one.pieces])}.json" for one in plans]
     inputs = list(zip(plans, paths, strict=True))
@@ -221,16 +221,27 @@ def _write_one(recipe: PrepareRecipe, given: tuple[ShardPlan, Path]) -> int:
         for number, item in enumerate(units.read_items(unit)):
             if number in wanted:
                 start = time.thread_time()
-                examples += make_rows(item, recipe, tokenizer)
+                examples += _examples(item, recipe, tokenizer)
                 size = len(item.text) if isinstance(item, Document) else len(item.before.text) + len(item.after.text)
                 tally.saw("examples", size, time.thread_time() - start)
     start = time.thread_time()
-    write_shard(path.with_suffix(".safetensors"), examples, tokenizer=tokenizer.fingerprint)
+    write_shard(
+        path.with_suffix(".safetensors"),
+        examples,
+        tokenizer=tokenizer.fingerprint,
+        block_size=recipe.examples.block_size,
+    )
     tally.saw("write", plan.size, time.thread_time() - start)
     tally.memory["write"] = units.peak_memory()
     lengths = Counter(len(one.ids).bit_length() for one in examples)
     write_whole(path, json.dumps({"tally": tally.as_json(), "lengths": lengths}).encode())
     return plan.size
+
+
+def _examples(item: Item, recipe: PrepareRecipe, tokenizer: Tokenizer) -> list[Example]:
+    if isinstance(item, Document):
+        return make_examples(item, recipe.examples, tokenizer)
+    return make_edit_examples(item.before, item.after, recipe.examples, tokenizer)
 
 
 @functools.lru_cache(maxsize=1)

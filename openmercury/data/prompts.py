@@ -1,6 +1,5 @@
 """Requests in many phrasings, made from documented functions; and functions with a hole.
 
-Every choice of words is a hash of the seed and the source's id, so a prompt does not depend on what else is in the set.
 Kinds made here: complete (signature and docstring), describe and named (a sentence), code (work on a given function),
 port (another language), fim (a function with a hole).
 """
@@ -9,54 +8,15 @@ from __future__ import annotations
 
 import ast
 import doctest
-import hashlib
 import random
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 from openmercury.data.functions import Function
+from openmercury.data.prompt import Check, Prompt, fill, pick, rank
 
 LANGUAGES = ("JavaScript", "TypeScript", "Java", "C++", "Go", "Rust", "Bash", "PHP", "C#", "Ruby")
-MAX_REFERENCE = 1_500
 SOFT_LIMIT = 1_100
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt to be answered. `code`, `name` and `description` serve decontamination only; fim uses the last three."""
-
-    id: str
-    kind: str
-    content: str = ""
-    reference: str = ""
-    code: str = ""
-    name: str = ""
-    description: str = ""
-    prefix: str = ""
-    middle: str = ""
-    suffix: str = ""
-
-    def row(self) -> dict[str, Any]:
-        """The line of the prompts file."""
-        if self.kind == "fim":
-            middle = {"prefix": self.prefix, "suffix": self.suffix, "middle": self.middle}
-            return {"id": self.id, "kind": self.kind, **middle}
-        row: dict[str, Any] = {"id": self.id, "kind": self.kind}
-        row["messages"] = [{"role": "user", "content": self.content}]
-        return row | ({"reference": self.reference} if self.reference else {})
-
-
-def rank(*parts: object) -> int:
-    """A 60-bit hash of the parts: the source of every choice and of the order of the file."""
-    text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 4
-
-
-def pick(options: Sequence[str], *key: object) -> str:
-    """One of the options, by hash."""
-    return options[rank(*key) % len(options)]
 
 
 _VERB_LIST = (
@@ -211,17 +171,25 @@ def function_prompts(function: Function, seed: int, limit: int) -> Iterator[Prom
             yield prompt
 
 
-def _prompt(function: Function, kind: str, content: str, reference: bool = True) -> Prompt:
-    answer = "\n".join([*function.imports, "\n", function.source] if function.imports else [function.source])
+def _prompt(function: Function, kind: str, content: str, check: Check | None = None) -> Prompt:
     return Prompt(
         id=f"{kind}/{rank(kind, function.id):015x}",
         kind=kind,
         content=content,
-        reference=answer if reference and len(answer) <= MAX_REFERENCE else "",
         code=function.source,
         name=function.name,
         description=function.summary,
+        check=check if function.name in content else None,
+        source=function.id,
     )
+
+
+def doctest_check(function: Function) -> Check | None:
+    """The examples of a function's docstring as a check of its answers; None where it cannot stand alone."""
+    tests = doctest_asserts(function.doc, function.name)
+    if not tests or function.owner or not function.self_contained:
+        return None
+    return Check(function.name, "\n".join(function.imports), "\n".join(tests))
 
 
 def stub(function: Function, budget: int = SOFT_LIMIT) -> str:
@@ -300,7 +268,7 @@ def _complete(function: Function, seed: int) -> Prompt | None:
         return None
     text = stub(function)
     template = pick(COMPLETE, seed, "complete", function.id)
-    return _prompt(function, "complete", template.replace("{stub}", text))
+    return _prompt(function, "complete", template.replace("{stub}", text), doctest_check(function))
 
 
 def _describe(function: Function, seed: int) -> Prompt | None:
@@ -315,7 +283,7 @@ def _describe(function: Function, seed: int) -> Prompt | None:
         text = fill(pick(_TESTED, seed, "tested", function.id), {"request": text, "tests": "\n".join(tests)})
     elif rank(seed, "name", function.id) % 4 == 0:
         text += f" The function should be named `{function.name}`."
-    return _prompt(function, "describe", text)
+    return _prompt(function, "describe", text, doctest_check(function))
 
 
 def _named(function: Function, seed: int) -> Prompt | None:
@@ -329,7 +297,7 @@ def _named(function: Function, seed: int) -> Prompt | None:
     tests = doctest_asserts(function.doc, function.name)[:2]
     if tests and rank(seed, "tests", function.id) % 2:
         text += "\n\n" + "\n".join(tests)
-    return _prompt(function, "named", text)
+    return _prompt(function, "named", text, doctest_check(function))
 
 
 def without_docstring(function: Function) -> str:
@@ -345,7 +313,7 @@ def _code(function: Function, seed: int) -> Prompt | None:
         return None
     if function.owner and "test" in template:
         return None
-    return _prompt(function, "code", template.replace("{code}", code), reference=False)
+    return _prompt(function, "code", template.replace("{code}", code))
 
 
 def _port(function: Function, seed: int) -> Prompt | None:
@@ -353,16 +321,11 @@ def _port(function: Function, seed: int) -> Prompt | None:
     request, code = _request(function), without_docstring(function)
     if function.self_contained and len(code) < 700 and not _PYTHON_ONLY.search(code) and rank(seed, function.id) % 2:
         template = pick(_PORT_CODE, seed, "port", function.id)
-        return _prompt(function, "port", fill(template, {"language": language, "code": code}), reference=False)
+        return _prompt(function, "port", fill(template, {"language": language, "code": code}))
     if request is None or function.owner or _PYTHON_ONLY.search(function.summary) or "`" in function.summary:
         return None
     template = pick(PORT_TEXT, seed, "port", function.id)
-    return _prompt(function, "port", fill(template, request | {"language": language}), reference=False)
-
-
-def fill(template: str, values: dict[str, str]) -> str:
-    """Replaces `{key}` for the given keys only, in one pass: braces in the values stay as they are."""
-    return re.sub(r"\{(\w+)\}", lambda match: values.get(match.group(1), match.group(0)), template)
+    return _prompt(function, "port", fill(template, request | {"language": language}))
 
 
 def fim_prompt(function: Function, seed: int) -> Prompt | None:
@@ -396,4 +359,5 @@ def fim_prompt(function: Function, seed: int) -> Prompt | None:
         prefix=prefix,
         middle=middle,
         suffix=suffix,
+        source=function.id,
     )

@@ -24,7 +24,7 @@ from openmercury.config import Frozen
 from openmercury.errors import ConfigError, DataError
 from openmercury.text.tokenizer import Tokenizer
 
-Kind: TypeAlias = Literal["code", "fim", "chat", "edit", "apply"]
+Kind: TypeAlias = Literal["code", "fim", "chat", "edit", "apply", "chosen", "rejected"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # shards hold the place in it: append only
 MANIFEST = "manifest.json"
 FACTS = "openmercury"  # key of a shard's header; a single one, for the library writes several in any order
@@ -42,8 +42,7 @@ class Example(NamedTuple):
     def flags(self) -> np.ndarray:
         """Is the token trained on? bool [tokens]."""
         if isinstance(self.loss, int):
-            flags: np.ndarray = np.arange(len(self.ids)) >= self.loss
-            return flags
+            return np.array([False] * self.loss + [True] * (len(self.ids) - self.loss))
         return np.asarray(self.loss, dtype=bool)
 
 
@@ -58,7 +57,8 @@ class Examples(NamedTuple):
     @property
     def start(self) -> np.ndarray:
         """Offset of each example in `ids`."""
-        return np.cumsum(self.length, dtype=np.int64) - self.length
+        begin: np.ndarray = np.cumsum(self.length, dtype=np.int64) - self.length
+        return begin
 
     def each(self) -> Iterator[Example]:
         """One after another, without language and licence, which only counts are kept of."""
@@ -283,16 +283,28 @@ def fingerprint(folder: Path) -> str | None:
 
 
 def check_fit(
-    folder: Path, manifest: Manifest, *, tokenizer: str | None, row_length: int, block_sizes: Sequence[int] = ()
+    folder: Path,
+    manifest: Manifest,
+    *,
+    tokenizer: str | None,
+    row_length: int,
+    block_sizes: Sequence[int] = (),
+    pairs: bool = False,
 ) -> None:
     """Raises ConfigError where a folder of shards does not go with a run.
 
     `tokenizer` is the checkpoint's `fingerprint`, `block_sizes` are those that the run denoises (none for objectives
-    without blocks).
+    without blocks), `pairs` says whether it learns from preferences.
     """
     if manifest.tokenizer != tokenizer:
         raise ConfigError(
             f"{folder} was made with another tokenizer than the checkpoint's: make the shards with this checkpoint"
+        )
+    if pairs != ("chosen" in manifest.kinds):
+        raise ConfigError(
+            f"{folder} holds no preference pairs: make some, or choose another objective than dpo"
+            if pairs
+            else f'{folder} holds preference pairs, and half of them are not to be learnt: write objective.kind = "dpo"'
         )
     size = manifest.block_size
     if size is None:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from openmercury.data.exercises import Exercise
-from openmercury.data.prompts import COMPLETE, LANGUAGES, PORT_TEXT, Prompt, fill, pick, rank, third_person
+from openmercury.data.prompt import Check, Prompt, fill, pick, rank
+from openmercury.data.prompts import COMPLETE, LANGUAGES, PORT_TEXT, third_person
 from openmercury.data.worked import Worked
 
 _STUB_TYPES = {"k": "int", "n": "int", "ch": "str", "source": "str"}
@@ -144,7 +145,8 @@ def exercise_prompt(exercise: Exercise, kind: str, seed: int) -> Prompt | None:
     else:
         text = fill(pick(_EXERCISE if verbal else _GIVEN, *key), base)
     text = re.sub(r" +(\n|$)", r"\1", re.sub(r" {2,}(?=\S)", " ", text) if kind != "complete" else text)
-    return Prompt(f"{kind}/{rank(*key):015x}", kind, text.strip(), name=base["name"], description=exercise.task)
+    about: dict[str, Any] = {"name": base["name"], "description": exercise.task, "source": exercise.task}
+    return Prompt(f"{kind}/{rank(*key):015x}", kind, text.strip(), **about)
 
 
 _WORKED = (
@@ -176,7 +178,10 @@ def worked_prompts(task: Worked, seed: int) -> Iterator[Prompt]:
     examples = "\n".join(f"    >>> {call}\n    {result}" for call, result in calls[: 2 + rank(seed, task.task) % 2])
     stubbed = f'{imports}{signature}\n    """{wrap(task.task + ".")}\n\n{examples}\n    """'
     text = pick(COMPLETE, seed, "worked", task.task).replace("{stub}", stubbed)
-    yield Prompt(f"complete/{rank('worked', task.task):015x}", "complete", text, name=task.name, description=task.task)
+    wanted = "\n".join(f"assert {task.name}({arguments}) == {result}" for arguments, result in task.cases)
+    about: dict[str, Any] = {"name": task.name, "description": task.task, "source": task.task}
+    check = Check(task.name, imports.strip(), wanted)
+    yield Prompt(f"complete/{rank('worked', task.task):015x}", "complete", text, check=check, **about)
     lower = task.task[0].lower() + task.task[1:]
     opening = task.task if lower.startswith("given") else f"Write a Python function to {lower}"
     values = {"opening": opening, "lower": lower, "lowers": third_person(lower), "name": task.name}
@@ -185,7 +190,7 @@ def worked_prompts(task: Worked, seed: int) -> Iterator[Prompt]:
     values |= {"shown": "\n".join(f"{call} -> {result}" for call, result in calls[:2])}
     templates = (_WORKED[0], _WORKED[4]) if lower.startswith("given") else _WORKED
     text = fill(pick(templates, seed, "asked", task.task), values)
-    yield Prompt(f"exercise/{rank('worked', task.task):015x}", "exercise", text, name=task.name, description=task.task)
+    yield Prompt(f"exercise/{rank('worked', task.task):015x}", "exercise", text, check=check, **about)
 
 
 _MBPP = (
@@ -210,9 +215,15 @@ def mbpp_prompts(row: dict[str, Any]) -> Iterator[Prompt]:
     code = row["code"].replace("\r\n", "\n").replace("\t", "    ").strip()
     tests = [test.strip() for test in row["test_list"]]
     values = {"text": row["text"].strip(), "tests": "\n".join(tests), "first": tests[0], "name": name}
+    about: dict[str, Any] = {"code": code, "name": name, "description": values["text"]}
+    about["source"] = f"mbpp/{row['task_id']}"
+    check = Check(name, row.get("test_setup_code") or "", values["tests"])
     for number, template in enumerate(_MBPP):
         content = fill(template, values)
-        yield Prompt(f"mbpp/{row['task_id']}-{number}", "mbpp", content, code, code, name, values["text"])
+        # One form does not name the function.
+        yield Prompt(
+            f"mbpp/{row['task_id']}-{number}", "mbpp", content, check=check if name in content else None, **about
+        )
 
 
 _GSM8K = (
@@ -230,4 +241,7 @@ _GSM8K = (
 def gsm8k_prompt(number: int, row: dict[str, Any], seed: int) -> Prompt:
     """A GSM8K training question as a request for a program."""
     content = fill(pick(_GSM8K, seed, "gsm8k", number), {"question": row["question"].strip()})
-    return Prompt(f"gsm8k/{number}", "gsm8k", content, description=row["question"])
+    answer = row["answer"].rpartition("####")[2].strip().replace(",", "")
+    check = Check("solution", "", f"assert abs(float(solution()) - {float(answer)}) < 1e-6")
+    check_if = check if "solution()" in content else None
+    return Prompt(f"gsm8k/{number}", "gsm8k", content, description=row["question"], check=check_if)

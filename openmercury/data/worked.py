@@ -18,13 +18,17 @@ Ints = Sequence[int]
 
 @dataclass(frozen=True)
 class Worked:
-    """A task with the arguments of its function and three worked examples as (arguments, result) in source text."""
+    """A task with the arguments of its function, and calls with their results as (arguments, result) in source text.
+
+    `examples` are the three of `cases` that are shown.
+    """
 
     task: str
     name: str
     arguments: str
     returns: str
     examples: tuple[tuple[str, str], ...]
+    cases: tuple[tuple[str, str], ...]
 
 
 def _prime(x: int) -> bool:
@@ -165,7 +169,8 @@ def _make(
     # Examples with distinct results say more; the others fill up to three.
     order = sorted(range(len(solved)), key=lambda number: (number not in first.values(), number))
     examples = tuple(solved[number] for number in order[:3])
-    return Worked(task, "_".join(name.replace("'", "").replace(",", "").split()), arguments, returns, examples)
+    plain = "_".join(name.replace("'", "").replace(",", "").split())
+    return Worked(task, plain, arguments, returns, examples, tuple(solved))
 
 
 def _chosen(xs: list[int], *picks: Callable[[Ints, int], bool]) -> list[int]:

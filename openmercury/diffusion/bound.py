@@ -233,12 +233,9 @@ def _first_masked(masked_NQ: Tensor, block_size: int) -> Tensor:
 def noisy_facts(config: ModelConfig) -> DiffusionFacts:
     """What the checkpoint's noisy side is; raises UnsupportedError where it is not the one of `masked_nll`."""
     facts = config.diffusion
-    if facts is None or facts.adapter is None:
-        raise UnsupportedError("this checkpoint has no adapter to denoise with, so there is no bound: use mode ar")
-    if facts.clean_attention != "causal" or facts.block_aligned or not facts.logit_shift:
-        raise UnsupportedError(
-            "the bound is for checkpoints with causal clean text, free blocks and logit shift: use mode ar"
-        )
+    if facts is None:
+        raise UnsupportedError("this checkpoint was not trained to denoise, so there is no bound: use mode ar")
+    facts.check_decodable()
     return facts
 
 

@@ -1,11 +1,13 @@
-"""Denoising loss over a frozen head, without ever holding [rows × vocabulary] for a whole batch.
+"""Denoising loss under a head, without ever holding [rows × vocabulary] for a whole batch.
 
-Per row, with student p, teacher q (the same network on clean text) and the true token x:
+Per row, with student p, teacher q, the true token x and the entropy H(p):
 
-    loss = ce · (−log p(x)) + kl · KL(q ‖ p)          ∂loss/∂logits = ce · (p − 1ₓ) + kl · (p − q)
+    loss = ce · (−log p(x)) + kl · KL(q ‖ p) + certainty · [x is the likeliest] · H(p)
+    ∂loss/∂logits = ce · (p − 1ₓ) + kl · (p − q) − certainty · [x is the likeliest] · p · (log p + H(p))
 
-The head is frozen, so the gradient with respect to the hidden state is ∂loss/∂logits · W, known as soon as the logits
-are: it is computed slice by slice in the forward pass, and backward only scales it.
+(Certainty sharpens what is already right, so that more of it passes a threshold: LLaDA2.0's CAP, dParallel.) The mask
+token is never predicted: its logit is −inf, here as in decoding. Weights are known before the logits are, so the
+gradients of hidden states and head are computed slice by slice in the forward pass, and backward only scales them.
 """
 
 from __future__ import annotations
@@ -17,73 +19,126 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SliceLoss = Callable[[Tensor, Tensor, Tensor, Tensor, float, float], tuple[Tensor, Tensor, Tensor, Tensor]]
+HEAD_ROWS = 4096  # rows that meet the vocabulary at once
+
+
+class Terms(NamedTuple):
+    """How much each part of the loss counts."""
+
+    ce: float = 1.0
+    kl: float = 0.0
+    certainty: float = 0.0
+
+
+class Slice(NamedTuple):
+    """Cross-entropy, KL and entropy (nats), hit, [M] each, and ∂loss/∂logits [M, V] of one slice of rows."""
+
+    ce_M: Tensor
+    kl_M: Tensor
+    entropy_M: Tensor
+    hit_M: Tensor
+    slope_MV: Tensor
+
+
+SliceLoss = Callable[[Tensor, Tensor | None, Tensor, Tensor, Terms, int | None], Slice]
 
 
 class DenoisingLoss(NamedTuple):
-    """`loss` is Σ weight · (ce · CE + kl · KL), differentiable; the rows' CE, KL (nats) and hits are for metrics."""
+    """`loss` is Σ weight · (…), differentiable; the rows' CE, KL, entropy (nats) and hits are for metrics."""
 
     loss: Tensor
     ce_M: Tensor
     kl_M: Tensor
+    entropy_M: Tensor
     hit_M: Tensor
 
 
+def _log_softmax(logits_MV: Tensor, mask_id: int | None) -> Tensor:
+    wide = logits_MV.to(torch.float64 if logits_MV.dtype == torch.float64 else torch.float32)
+    if mask_id is not None:
+        wide = torch.where(torch.arange(wide.shape[-1], device=wide.device) == mask_id, float("-inf"), wide)
+    return wide.log_softmax(-1)
+
+
 def slice_loss(
-    student_MV: Tensor, teacher_MV: Tensor, target_M: Tensor, weight_M: Tensor, ce: float, kl: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cross-entropy [M], KL [M], hit [M] and ∂loss/∂logits [M, V] of one slice of rows."""
-    wide = torch.float64 if student_MV.dtype == torch.float64 else torch.float32
-    log_p, log_q = student_MV.to(wide).log_softmax(-1), teacher_MV.to(wide).log_softmax(-1)
-    p, q = log_p.exp(), log_q.exp()
+    student_MV: Tensor, teacher_MV: Tensor | None, target_M: Tensor, weight_M: Tensor, terms: Terms, mask_id: int | None
+) -> Slice:
+    """Loss of one slice of rows; without teacher logits its KL is 0."""
+    log_p = _log_softmax(student_MV, mask_id)
+    p = log_p.exp()
     ce_M = -log_p.gather(-1, target_M[:, None])[:, 0]
-    kl_M = torch.where(q > 0, q * (log_q - log_p), 0).sum(-1)
-    true = torch.arange(student_MV.shape[-1], device=target_M.device) == target_M[:, None]
-    gradient = weight_M[:, None] * ((ce + kl) * p - kl * q - ce * true)
-    hit_M = student_MV.argmax(-1) == target_M
-    return ce_M, kl_M, hit_M, gradient.to(student_MV.dtype)
+    true = torch.arange(log_p.shape[-1], device=target_M.device) == target_M[:, None]
+    slope = (terms.ce + (terms.kl if teacher_MV is not None else 0.0)) * p - terms.ce * true
+    kl_M = torch.zeros_like(ce_M)
+    if teacher_MV is not None:
+        log_q = _log_softmax(teacher_MV, mask_id)
+        q = log_q.exp()
+        kl_M = torch.where(q > 0, q * (log_q - log_p), 0).sum(-1)
+        slope = slope - terms.kl * q
+    hit_M = log_p.argmax(-1) == target_M
+    p_log_p = torch.where(p > 0, p * log_p, 0)
+    entropy_M = -p_log_p.sum(-1)
+    if terms.certainty:
+        slope = slope - terms.certainty * hit_M[:, None] * (p_log_p + p * entropy_M[:, None])
+    return Slice(ce_M, kl_M, entropy_M, hit_M, (weight_M[:, None] * slope).to(student_MV.dtype))
 
 
-class _WithGradient(torch.autograd.Function):
-    """Passes `loss` through and gives `student_MD` the gradient that is already known."""
+class _WithGradients(torch.autograd.Function):
+    """Passes `loss` through and gives hidden states and head the gradients that are already known."""
 
     @staticmethod
-    def forward(ctx: Any, student_MD: Tensor, gradient_MD: Tensor, loss: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient_MD)
+    def forward(
+        ctx: Any, student_MD: Tensor, head_VD: Tensor, gradient_MD: Tensor, gradient_VD: Tensor | None, loss: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(gradient_MD, gradient_VD)
+        ctx.head_dtype = head_VD.dtype
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (gradient_MD,) = ctx.saved_tensors
-        return gradient_MD * grads[0].to(gradient_MD.dtype), None, None
+        gradient_MD, gradient_VD = ctx.saved_tensors
+        head = None if gradient_VD is None else (gradient_VD * grads[0].to(gradient_VD.dtype)).to(ctx.head_dtype)
+        return gradient_MD * grads[0].to(gradient_MD.dtype), head, None, None, None
 
 
 def denoising_loss(
     student_MD: Tensor,
-    teacher_MD: Tensor,
     head_VD: Tensor,
     target_M: Tensor,
     weight_M: Tensor,
+    terms: Terms,
     *,
-    ce: float,
-    kl: float,
-    rows: int = 4096,
+    teacher: tuple[Tensor, Tensor] | None = None,
+    mask_id: int | None = None,
+    rows: int = HEAD_ROWS,
     slice_fn: SliceLoss = slice_loss,
 ) -> DenoisingLoss:
-    """Loss of M rows of hidden states against tokens and teacher; `rows` bounds the logits held at once."""
+    """Loss of M rows of hidden states against tokens and a teacher's (hidden_MD, head_VD).
+
+    `rows` bounds the logits held at once. The head gets a gradient where it requires one.
+    """
+    assert teacher is not None or not terms.kl
     gradient_MD = torch.empty_like(student_MD)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    gradient_VD = torch.zeros_like(head_VD, dtype=weight_M.dtype) if head_VD.requires_grad else None
+    found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     with torch.no_grad():
+        head = head_VD.to(student_MD.dtype)
         for begin in range(0, max(1, len(student_MD)), rows):  # one slice even of nothing: ranks stay in step
             part = slice(begin, begin + rows)
             pad = max(0, begin + rows - len(student_MD))  # every slice has one shape: compiled once
-            student, teacher = (F.linear(F.pad(x[part], (0, 0, 0, pad)), head_VD) for x in (student_MD, teacher_MD))
+            student = F.pad(student_MD[part], (0, 0, 0, pad))
+            shown = None
+            if terms.kl and teacher is not None:
+                shown = F.linear(F.pad(teacher[0][part], (0, 0, 0, pad)), teacher[1].to(teacher[0].dtype))
             target, weight = F.pad(target_M[part], (0, pad)), F.pad(weight_M[part], (0, pad))
-            ce_M, kl_M, hit_M, slope_MV = slice_fn(student, teacher, target, weight, ce, kl)
+            one = slice_fn(F.linear(student, head), shown, target, weight, terms, mask_id)
             keep = rows - pad
-            gradient_MD[part] = (slope_MV @ head_VD)[:keep]
-            found.append((ce_M[:keep], kl_M[:keep], hit_M[:keep]))
-        ce_M, kl_M, hit_M = (torch.cat(parts) for parts in zip(*found, strict=True))
-        total = (weight_M * (ce * ce_M + kl * kl_M)).sum()
-    loss = cast(Tensor, _WithGradient.apply(student_MD, gradient_MD, total))  # type: ignore[no-untyped-call]
-    return DenoisingLoss(loss, ce_M, kl_M, hit_M)
+            gradient_MD[part] = (one.slope_MV @ head)[:keep]
+            if gradient_VD is not None:
+                gradient_VD += one.slope_MV.T @ student
+            found.append((one.ce_M[:keep], one.kl_M[:keep], one.entropy_M[:keep], one.hit_M[:keep]))
+        ce_M, kl_M, entropy_M, hit_M = (torch.cat(parts) for parts in zip(*found, strict=True))
+        each_M = terms.ce * ce_M + terms.kl * kl_M + terms.certainty * hit_M * entropy_M
+        total = (weight_M * each_M).sum()
+    loss = _WithGradients.apply(student_MD, head_VD, gradient_MD, gradient_VD, total)  # type: ignore[no-untyped-call]
+    return DenoisingLoss(cast(Tensor, loss), ce_M, kl_M, entropy_M, hit_M)

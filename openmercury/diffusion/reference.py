@@ -115,6 +115,7 @@ def generate_verified(
 ) -> list[int]:
     """Draft `width` tokens behind the exact next one, read them causally, keep what AR would have written."""
     assert model.config.diffusion is not None
+    model.config.diffusion.check_decodable()
     mask = model.config.diffusion.mask_id
     out: list[int] = []
     while len(out) < count:
@@ -146,6 +147,7 @@ def generate_diffusion(
     behind it is masked again, for it was written on a false premise.
     """
     assert model.config.diffusion is not None
+    model.config.diffusion.check_decodable()
     mask = model.config.diffusion.mask_id
     out: list[int] = []
     block: list[int] = []

@@ -46,16 +46,13 @@ class Engine:
 
     def __init__(self, model: Transformer, config: EngineConfig | None = None) -> None:
         facts = model.config.diffusion
-        if facts is not None and (facts.clean_attention != "causal" or facts.block_aligned or not facts.logit_shift):
-            raise UnsupportedError(
-                "only checkpoints with causal clean attention, free blocks and logit shift can be decoded: "
-                "use one trained by `openmercury train`"
-            )
+        if facts is not None:
+            facts.check_decodable()
         self.model = model
         self.config = config or EngineConfig()
         self.runner = Runner(model, self.config, WIDEST)
         pool = PagePool(self.runner.pages, self.config.page_size, remember=self.config.prefix_cache)
-        drafts = facts is not None and facts.adapter is not None
+        drafts = facts is not None
         self.policy = AutoPolicy.of(self.config, "cuda" if self.runner.fused else "cpu", drafts=drafts)
         self.scheduler = Scheduler(self.config, pool, self.policy)
         self.launched: list[tuple[Decode, Pending]] = []
@@ -89,9 +86,9 @@ class Engine:
             raise ContextOverflowError(
                 f"the prompt has {len(prompt)} tokens and the context holds {config.max_context}: shorten the prompt"
             )
-        if params.mode in ("verified", "diffusion") and (config.diffusion is None or config.diffusion.adapter is None):
+        if params.mode in ("verified", "diffusion") and config.diffusion is None:
             raise UnsupportedError(
-                f"this checkpoint has no diffusion adapter, so mode {params.mode} cannot run: use mode ar or train one"
+                f"this checkpoint was not trained to denoise, so mode {params.mode} cannot run: use mode ar or train it"
             )
         if seed is not None and params.mode not in ("verified", "auto"):
             raise InputError(f"a seed only acts in modes verified and auto, not in {params.mode}: drop it")

@@ -8,6 +8,7 @@ as do gate and up, because the base holds them as one fused matrix. LoRA: arXiv 
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,37 @@ class GatedLoRA(nn.Module):
         """[B, N, in] → [B, N, out], zero wherever the gate is."""
         a, b = self.a.to(x_BNI.dtype), self.b.to(x_BNI.dtype)
         return F.linear(F.linear(x_BNI, a) * gate_BN1, b)
+
+
+class _Adapted(torch.autograd.Function):
+    """W x + b + B (g · A x) of a frozen W as one product: [W ‖ B] [x ; g · A x].
+
+    Written out, since autograd of the two products moves every output three times, and costs more than W itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, gate: Tensor) -> Tensor:
+        wide = torch.cat((x, (x @ a.T) * gate), dim=-1)
+        ctx.save_for_backward(wide, weight, a, b, gate)
+        return F.linear(wide, torch.cat((weight, b), dim=1), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> Any:
+        wide, weight, a, b, gate = ctx.saved_tensors
+        (slope,) = slopes
+        width = weight.shape[1]
+        d_wide = slope @ torch.cat((weight, b), dim=1)
+        d_low = d_wide[:, width:] * gate
+        d_x = torch.addmm(d_wide[:, :width], d_low, a)
+        return d_x, None, None, d_low.T @ wide[:, :width], slope.T @ wide[:, width:], None
+
+
+def adapted(linear: nn.Linear, lora: GatedLoRA, x_BNI: Tensor, gate_BN1: Tensor) -> Tensor:
+    """`linear` with its update, for training the update alone: equal to the sum of the two, up to rounding."""
+    x_MI, gate_M1 = x_BNI.flatten(0, -2), gate_BN1.flatten(0, -2)
+    a, b = lora.a.to(x_MI.dtype), lora.b.to(x_MI.dtype)
+    out = _Adapted.apply(x_MI, linear.weight, linear.bias, a, b, gate_M1)  # type: ignore[no-untyped-call]
+    return cast(Tensor, cast(Tensor, out).unflatten(0, x_BNI.shape[:-1]))
 
 
 class LayerAdapter(nn.Module):

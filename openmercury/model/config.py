@@ -35,6 +35,20 @@ class DiffusionFacts(Frozen):
     logit_shift: bool = True
     adapter: AdapterFacts | None = None
 
+    def check_decodable(self) -> None:
+        """Raises UnsupportedError for a checkpoint whose noisy side works otherwise than our decoding."""
+        odd = {
+            f"{self.clean_attention} attention": self.clean_attention != "causal",
+            "aligned blocks": self.block_aligned,
+            "no logit shift": not self.logit_shift,
+        }
+        found = " and ".join(name for name, is_so in odd.items() if is_so)
+        if found:
+            raise UnsupportedError(
+                f"this checkpoint was trained with {found}, which cannot be decoded: "
+                'use one trained by `openmercury train` with objective.kind = "block_diffusion" and shift'
+            )
+
 
 class RopeScaling(Frozen):
     """Llama 3's frequency-dependent stretch of the rotary angles."""
@@ -43,6 +57,19 @@ class RopeScaling(Frozen):
     low_freq_factor: float
     high_freq_factor: float
     original_max_position_embeddings: int
+
+
+class Yarn(Frozen):
+    """Angles of long waves divided by `factor`, those of short ones kept, and attention sharpened (arXiv 2309.00071).
+
+    `beta_fast` and `beta_slow` are the turns within the original context between which the two are blended.
+    """
+
+    factor: Annotated[float, Field(gt=1.0)]
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
 
 
 class ModelConfig(Frozen):
@@ -58,7 +85,7 @@ class ModelConfig(Frozen):
     head_size: int
     norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: RopeScaling | Yarn | None = None
     max_context: int = 32_768
     tied: bool = True
     qkv_bias: bool = False
@@ -78,15 +105,21 @@ class ModelConfig(Frozen):
         return self
 
 
-def _rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
+def _rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | Yarn | None]:
     """Rotary base and scaling; transformers 4 writes `rope_theta` and `rope_scaling`, 5 writes `rope_parameters`."""
     parameters: dict[str, Any] = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
     theta = float(parameters.get("rope_theta") or raw.get("rope_theta") or 10_000.0)
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind == "default":
         return theta, None
+    if kind == "yarn":
+        given = {name: parameters[name] for name in Yarn.model_fields if parameters.get(name) is not None}
+        given.setdefault("original_max_position_embeddings", raw.get("max_position_embeddings"))
+        if any(parameters.get(name) for name in ("mscale", "mscale_all_dim")) or parameters.get("truncate") is False:
+            raise UnsupportedError("yarn with mscale or without truncation is not supported: import another checkpoint")
+        return theta, Yarn(**given)
     if kind != "llama3":
-        raise UnsupportedError(f"rope type {kind!r} is not supported: import a checkpoint with plain or llama3 rope")
+        raise UnsupportedError(f"rope type {kind!r} is not supported: import one with plain, llama3 or yarn rope")
     return theta, RopeScaling(**{name: parameters[name] for name in RopeScaling.model_fields})
 
 
@@ -133,6 +166,7 @@ def from_hf(raw: dict[str, Any]) -> ModelConfig:
 def to_hf(config: ModelConfig) -> dict[str, Any]:
     """The dictionary of a `config.json` that `transformers` and `from_hf` both read."""
     scaling = config.rope_scaling
+    kind = "yarn" if isinstance(scaling, Yarn) else "llama3"
     raw: dict[str, Any] = {
         "architectures": [HF_CLASS[config.architecture]],
         "model_type": config.architecture,
@@ -145,7 +179,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         "head_dim": config.head_size,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
-        "rope_scaling": None if scaling is None else {"rope_type": "llama3", **scaling.model_dump()},
+        "rope_scaling": None if scaling is None else {"rope_type": kind, **scaling.model_dump(exclude_none=True)},
         "max_position_embeddings": config.max_context,
         "tie_word_embeddings": config.tied,
         "hidden_act": "silu",

@@ -13,7 +13,6 @@ Training rows are [noisy ‖ clean] over the same L positions. With blocks of 4 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 CLEAN = -1  # the group of a clean token
@@ -25,21 +24,3 @@ def visible(end_BQ: Tensor, group_BQ: Tensor, position_BT: Tensor, group_BT: Ten
     before = (group_BT == CLEAN)[:, None, :] & (position_BT[:, None, :] < end_BQ[:, :, None])
     together = (group_BQ >= 0)[:, :, None] & (group_BQ[:, :, None] == group_BT[:, None, :])
     return before | together
-
-
-def block_index(length: int, block_size_B: Tensor, offset_B: Tensor) -> Tensor:
-    """Which block each position lies in, [B, L]; block 0 is the stub that a random offset leaves in front."""
-    position = torch.arange(length, device=block_size_B.device)
-    return (position[None, :] + block_size_B[:, None] - offset_B[:, None]) // block_size_B[:, None]
-
-
-def block_start(length: int, block_size_B: Tensor, offset_B: Tensor) -> Tensor:
-    """First position of the block of each position, [B, L]."""
-    index = block_index(length, block_size_B, offset_B)
-    return (index * block_size_B[:, None] - block_size_B[:, None] + offset_B[:, None]).clamp(min=0)
-
-
-def block_end(length: int, block_size_B: Tensor, offset_B: Tensor) -> Tensor:
-    """Behind the last position of the block of each position, [B, L]."""
-    index = block_index(length, block_size_B, offset_B)
-    return (index * block_size_B[:, None] + offset_B[:, None]).clamp(max=length)

@@ -17,7 +17,7 @@ from openmercury.server.request import check_model, choices, sampling
 from openmercury.server.schemas import Message, Sampled
 from openmercury.server.service import Finish, Service
 from openmercury.server.stream import EventStream, while_connected
-from openmercury.text import chat, edit
+from openmercury.text import edit
 
 router = APIRouter()
 
@@ -38,9 +38,9 @@ async def apply_completions(request: Request, body: ApplyRequest) -> Response:
     message, n = one_message(body), choices(body, settings)
     params = sampling(body, service, settings, **DEFAULTS)
     merge = edit.parse_merge(message)
-    marks = edit.fence(f"{merge.original}\n{merge.update}")
+    marks = edit.merge_marks(merge)
     params = params.model_copy(update={"stop": (*params.stop, f"\n{marks}")})
-    ids, seed = await asyncio.to_thread(_prompt, service, merge, marks, params)
+    ids, seed = await asyncio.to_thread(_prompt, service, merge, params)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     generation = begin(request, body, ids, params, n=n, kind=kind, seed=seed)
     if body.stream:
@@ -76,11 +76,8 @@ class Merged:
         return (kept + self._end if finish == "stop" else kept).replace("\n", self._newline)
 
 
-def _prompt(
-    service: Service, merge: edit.Merge, marks: str, params: SamplingParams
-) -> tuple[list[int], list[int] | None]:
+def _prompt(service: Service, merge: edit.Merge, params: SamplingParams) -> tuple[list[int], list[int] | None]:
     """The prompt up to where the code block of the answer begins, and the seed: the file as it is."""
     tokenizer = service.llm.tokenizer
-    ids = [*chat.render(tokenizer, edit.merge_messages(merge)), *tokenizer.encode(f"{marks}\n")]
-    answer = f"{merge.original.rstrip(chr(10))}\n{marks}"
-    return ids, expected(tokenizer, answer, service.llm.config.eos_ids, params)
+    answer = f"{merge.original.rstrip(chr(10))}\n{edit.merge_marks(merge)}"
+    return edit.merge_ids(tokenizer, merge), expected(tokenizer, answer, service.llm.config.eos_ids, params)

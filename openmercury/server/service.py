@@ -102,9 +102,8 @@ class Service:
 
     @property
     def drafts(self) -> bool:
-        """Has the checkpoint an adapter, without which only mode ar can run?"""
-        facts = self.llm.config.diffusion
-        return facts is not None and facts.adapter is not None
+        """Can the checkpoint denoise? If not, only mode ar can run."""
+        return self.llm.config.diffusion is not None
 
     @property
     def stopped(self) -> str | None:

@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from openmercury.errors import InputError
 from openmercury.server.errors import ApiError, refused
+from openmercury.text.chat import ANY_JSON, told_schema
 from openmercury.text.grammar import Follower, Grammars, Kind, json_grammar
 from openmercury.text.stream import begun
 
@@ -190,12 +191,12 @@ def _answer(fields: StructuredFields) -> tuple[Kind | None, str, str, str]:
     if form is None or form.type == "text":
         return None, "", "response_format", ""
     if form.type == "json_object":
-        return "json_schema", _json({"type": "object"}, "response_format"), "response_format", "Answer in JSON."
+        return "json_schema", _json({"type": "object"}, "response_format"), "response_format", ANY_JSON
     if form.json_schema is None:
         raise refused("response_format.json_schema", "is missing: give a name and a schema")
     schema, strict = form.json_schema.schema_, bool(form.json_schema.strict)
     param = "response_format.json_schema.schema"
-    return "json_schema", _json(schema, param, strict=strict), param, _told(schema)
+    return "json_schema", _json(schema, param, strict=strict), param, told_schema(schema)
 
 
 def _other(asked: StructuredOutputs) -> tuple[Kind | None, str, str, str]:
@@ -205,17 +206,13 @@ def _other(asked: StructuredOutputs) -> tuple[Kind | None, str, str, str]:
     param = "structured_outputs"
     match next(iter(given.items())):
         case "json_", schema:
-            return "json_schema", _json(schema, param, strict=True), param, _told(schema)
+            return "json_schema", _json(schema, param, strict=True), param, told_schema(schema)
         case "regex", pattern:
             return "regex", pattern, param, f"Answer with text that matches this regular expression: {pattern}"
         case "choice", texts:
             return "regex", "|".join(map(re.escape, texts)), param, f"Answer with one of: {', '.join(texts)}"
         case _, grammar:
             return "lark", grammar, param, f"Answer with text of this grammar:\n{grammar}"
-
-
-def _told(schema: Mapping[str, Any]) -> str:
-    return f"Answer in JSON that fulfils this schema: {json.dumps(schema, ensure_ascii=False)}"
 
 
 def _json(schema: Mapping[str, Any], param: str, *, strict: bool = False) -> str:

@@ -111,6 +111,16 @@ def _arguments(call: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+# --- the form of an answer -------------------------------------------------------------------------------------------
+
+ANY_JSON = "Answer in JSON."
+
+
+def told_schema(schema: Mapping[str, Any]) -> str:
+    """What a model is told that is to answer by a JSON schema."""
+    return f"Answer in JSON that fulfils this schema: {json.dumps(schema, ensure_ascii=False)}"
+
+
 # --- control tokens in content ---------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from openmercury.errors import ContextOverflowError, InputError
+from openmercury.text import chat
+from openmercury.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
@@ -228,6 +230,16 @@ def merge_messages(merge: Merge) -> list[dict[str, str]]:
     """The conversation that asks for a merged file."""
     content = render_merge(replace(merge, newline="\n"))
     return [{"role": "system", "content": APPLY_SYSTEM}, {"role": "user", "content": content}]
+
+
+def merge_marks(merge: Merge) -> str:
+    """The marks around the merged file, which is written from behind the first to before the second."""
+    return fence(f"{merge.original}\n{merge.update}")
+
+
+def merge_ids(tokenizer: Tokenizer, merge: Merge) -> list[int]:
+    """Token ids of the conversation up to where the code block of the answer begins."""
+    return [*chat.render(tokenizer, merge_messages(merge)), *tokenizer.encode(f"{merge_marks(merge)}\n")]
 
 
 def fence(text: str) -> str:

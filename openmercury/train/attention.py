@@ -62,10 +62,23 @@ def noisy_visible(before: Span, together: Span) -> Any:
     return rule
 
 
-def noisy_spans(document: Span, start_BL: Tensor, end_BL: Tensor) -> tuple[Span, Span]:
-    """The clean and the noisy range that each position of a block from `start` to `end` sees."""
-    before = Span(document.first, start_BL.maximum(document.first))
-    return before, Span(before.end, end_BL.minimum(document.end))
+def noisy_spans(document: Span, noisy: Corrupted) -> tuple[Span, Span]:
+    """The clean and the noisy range that each position sees: the text before its block, and the block.
+
+    What is settled at the beginning of a block is causal, as committed text is.
+    """
+    at_L = torch.arange(noisy.start_BL.shape[1], device=noisy.start_BL.device)
+    end_BL = torch.where(noisy.settled_BL, at_L + 1, noisy.end_BL)
+    return Span(document.first, noisy.start_BL), Span(noisy.start_BL, end_BL)
+
+
+def document_visible(document: Span) -> Any:
+    """mask_mod of masked diffusion: everything in one's document."""
+
+    def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k >= document.first[b, q]) & (k < document.end[b, q])
+
+    return rule
 
 
 def build_mask(rule: Any, rows: int, queries: int, keys: int, device: torch.device) -> Mask:
@@ -91,22 +104,39 @@ def _attend(query_BQHE: Tensor, key_BKGE: Tensor, value_BKGE: Tensor, mask: Mask
     if isinstance(mask, Tensor):
         return grouped_attention(query_BQHE, key_BKGE, value_BKGE, mask)
     query, key, value = (x.transpose(1, 2) for x in (query_BQHE, key_BKGE, value_BKGE))
-    out = _compiled_flex()(query, key, value, block_mask=mask, enable_gqa=True)
+    flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+    out = flex(query, key, value, block_mask=mask, enable_gqa=True)
     return cast(Tensor, out.transpose(1, 2))
 
 
+class CleanLayer:
+    """One layer's attention of the clean half; keeps keys and values [B, L, G, E] for the noisy half."""
+
+    key: Tensor
+    value: Tensor
+
+    def __init__(self, mask: Mask) -> None:
+        self.mask = mask
+
+    def __call__(self, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor:
+        self.key, self.value = key_BNGE, value_BNGE
+        return _attend(query_BNHE, key_BNGE, value_BNGE, self.mask)
+
+
 class CleanAttend:
-    """Attention of the clean half; keeps every layer's keys and values for the noisy half."""
+    """Attention of the clean half; `layers` are those that have run."""
 
     def __init__(self, document_BL: Tensor) -> None:
         rows, length = document_BL.shape
         self.document = document_span(document_BL)
         self.mask = build_mask(clean_visible(self.document), rows, length, length, document_BL.device)
-        self.stored: list[tuple[Tensor, Tensor]] = []
+        self.layers: list[CleanLayer] = []
 
-    def __call__(self, layer: int, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor:
-        self.stored.append((key_BNGE, value_BNGE))
-        return _attend(query_BNHE, key_BNGE, value_BNGE, self.mask)
+    def at(self, layer: int) -> CleanLayer:
+        """See `StagedAttend`."""
+        assert layer == len(self.layers)
+        self.layers.append(CleanLayer(self.mask))
+        return self.layers[-1]
 
 
 class _Spread(torch.autograd.Function):
@@ -144,26 +174,49 @@ class NoisyAttend:
     that were not chosen see themselves alone and nobody sees them.
     """
 
-    def __init__(self, clean: CleanAttend, corrupted: Corrupted, at_T: Tensor) -> None:
-        rows, length = self.shape = corrupted.ids_BL.shape
-        before, together = noisy_spans(clean.document, corrupted.start_BL, corrupted.end_BL)
+    def __init__(self, clean: CleanAttend, noisy: Corrupted, at_T: Tensor) -> None:
+        rows, length = noisy.ids_BL.shape
+        before, together = noisy_spans(clean.document, noisy)
         place = torch.arange(rows * length, device=at_T.device).view(rows, length) % length
         chosen_BL = torch.zeros_like(place, dtype=torch.bool)
         chosen_BL.view(-1)[at_T] = True
         before = Span(before.first, torch.where(chosen_BL, before.end, 0))
         together = Span(*(torch.where(chosen_BL, own, place + i) for i, own in enumerate(together)))
         self.mask = build_mask(noisy_visible(before, together), rows, length, 2 * length, at_T.device)
-        self.stored, self.at_T = clean.stored, at_T
+        self.clean, self.at_T = clean, at_T
+
+    def at(self, layer: int) -> NoisyLayer:
+        """See `StagedAttend`."""
+        clean = self.clean.layers[layer]
+        return NoisyLayer(clean.key, clean.value, self.mask, self.at_T)
+
+
+class NoisyLayer:
+    """One layer's attention of the noisy half: query [1, T, H, E], key and value [1, T, G, E] → [1, T, H, E]."""
+
+    def __init__(self, clean_key: Tensor, clean_value: Tensor, mask: Mask, at_T: Tensor) -> None:
+        self.clean_key, self.clean_value, self.mask, self.at_T = clean_key, clean_value, mask, at_T
 
     def _spread(self, x_1THE: Tensor) -> Tensor:
-        rows, length = self.shape
+        rows, length = self.clean_key.shape[:2]
         spread = cast(Tensor, _Spread.apply(x_1THE[0], self.at_T, rows * length))  # type: ignore[no-untyped-call]
         return spread.view(rows, length, *x_1THE.shape[2:])
 
-    def __call__(self, layer: int, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor:
-        """Query [1, T, H, E], key and value [1, T, G, E] → [1, T, H, E]."""
-        clean_key, clean_value = self.stored[layer]
-        key = torch.cat((clean_key, self._spread(key_BNGE)), dim=1)
-        value = torch.cat((clean_value, self._spread(value_BNGE)), dim=1)
+    def __call__(self, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor:
+        key = torch.cat((self.clean_key, self._spread(key_BNGE)), dim=1)
+        value = torch.cat((self.clean_value, self._spread(value_BNGE)), dim=1)
         out_BLHE = _attend(self._spread(query_BNHE), key, value, self.mask)
         return cast(Tensor, _Collect.apply(out_BLHE.flatten(0, 1), self.at_T))[None]  # type: ignore[no-untyped-call]
+
+
+class DocumentAttend:
+    """Attention in both directions within a document; nothing is kept."""
+
+    def __init__(self, document_BL: Tensor) -> None:
+        rows, length = document_BL.shape
+        rule = document_visible(document_span(document_BL))
+        self.mask = build_mask(rule, rows, length, length, document_BL.device)
+
+    def at(self, layer: int) -> CleanLayer:
+        """See `StagedAttend`."""
+        return CleanLayer(self.mask)

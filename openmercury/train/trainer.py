@@ -1,168 +1,173 @@
-"""The training loop: batch, loss, backward, sum over processes, clip, step, log, save."""
+"""The training loop: batch, loss, backward, sum over processes, clip, step, average, log, measure, save."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from safetensors.torch import save_file
+from torch import Tensor
 
 from openmercury.config import load_config
-from openmercury.data.loader import Loader
-from openmercury.data.shards import check_fit, fingerprint
+from openmercury.data.loader import Batch
 from openmercury.errors import TrainingError
-from openmercury.model.adapter import Adapter
-from openmercury.model.config import AdapterFacts, DiffusionFacts, ModelConfig, read_config
-from openmercury.model.transformer import Layer, Transformer
-from openmercury.model.weights import load_model
-from openmercury.train.checkpoint import find_state, load_adapter, load_state, save_state
-from openmercury.train.config import Optim, Recipe
+from openmercury.model.transformer import Transformer
+from openmercury.train.build import build_model, learning, pick_dtype, wrap_layers
+from openmercury.train.checkpoint import Checkpointer, find_state, read_counters, read_state
+from openmercury.train.config import Recipe
+from openmercury.train.ema import Ema
+from openmercury.train.feed import Feed, describe
+from openmercury.train.flops import peak_flops, training_flops
+from openmercury.train.hooks import Evaluation, Probe
+from openmercury.train.metrics import Tracker, open_trackers
 from openmercury.train.objectives import Loss, build_objective
-from openmercury.train.parallel import World, pick_device
-
-
-def learning_rate(optim: Optim, step: int, steps: int) -> float:
-    """Warm-up, plateau, linear decay to zero. The plateau lets a run be lengthened when it is resumed."""
-    warm = min(1.0, (step + 1) / max(1, optim.warmup_steps))
-    cooldown = max(1, round(steps * optim.cooldown))
-    return optim.lr * min(warm, (steps - step) / cooldown)
-
-
-def model_config(recipe: Recipe) -> ModelConfig:
-    """The base's architecture with the facts this run will give it."""
-    base = read_config(recipe.base)
-    facts = DiffusionFacts(
-        mask_id=recipe.mask_id,
-        block_size=max(recipe.objective.block_sizes),
-        adapter=AdapterFacts(rank=recipe.rank),
-    )
-    return ModelConfig(**{**base.model_dump(), "diffusion": facts})
-
-
-def build_model(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Transformer:
-    """Frozen base weights and a fresh adapter in float32 (float64 for float64 runs)."""
-    config = model_config(recipe)
-    plain = ModelConfig(**{**config.model_dump(), "diffusion": None})
-    base = load_model(recipe.base, dtype=dtype, device=device, config=plain)
-    torch.manual_seed(recipe.seed)
-    base.config, base.adapter = (
-        config,
-        Adapter(config, recipe.rank).to(device, torch.promote_types(dtype, torch.float32)),
-    )
-    with torch.no_grad():
-        base.adapter.mask_vector.copy_(base.embedding.weight.float().mean(0))
-    base.adapter.requires_grad_(True)
-    return base
-
-
-def build_loader(recipe: Recipe, place: dict[str, Any] | None) -> Loader:
-    """The recipe's data, which must go with its checkpoint and block sizes; `place` is a state of the loader."""
-    data = recipe.data
-    loader = Loader(data.sources, data.row_length, data.rows, recipe.seed, place)
-    tokenizer, sizes = fingerprint(recipe.base), recipe.objective.block_sizes
-    for source, manifest in zip(data.sources, loader.manifests, strict=True):
-        check_fit(source.path, manifest, tokenizer=tokenizer, row_length=data.row_length, block_sizes=sizes)
-    return loader
-
-
-def describe(loader: Loader, recipe: Recipe) -> str:
-    """How much there is to train on."""
-    counts = [manifest.counts for manifest in loader.manifests]
-    tokens, trained = sum(each.tokens for each in counts), sum(each.trained for each in counts)
-    paths = ", ".join(str(source.path) for source in recipe.data.sources)
-    return f"{tokens / 1e6:.2f} M tokens from {paths}, {trained / max(1, tokens):.0%} trained on"
+from openmercury.train.optim import Optimizer, learning_rate
+from openmercury.train.parallel import World, pick_device, shard
 
 
 class Trainer:
-    """One run, or one process's part of it. Its state lives in `recipe.out` and is found again by itself."""
+    """One run, or one process's part of it. Its state lives in `recipe.out` and is found again by itself.
 
-    def __init__(self, recipe: Recipe, console: Console | None = None, world: World | None = None) -> None:
+    `probes` measure an exported checkpoint folder at every evaluation, on the process that writes.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        console: Console | None = None,
+        world: World | None = None,
+        probes: Sequence[Probe] = (),
+    ) -> None:
         self.recipe, self.world = recipe, world or World(device=pick_device(recipe.device))
         self.console = (console or Console()) if self.world.main else Console(quiet=True)
-        self.device, self.share = self.world.device, self.world.share(recipe.data.rows)
-        auto = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        dtype = auto if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
-        self.model = build_model(recipe, self.device, dtype)
-        assert self.model.adapter is not None
-        self.adapter = self.model.adapter
-        parameters = list(self.adapter.parameters())
-        self.optimizer = torch.optim.AdamW(
-            parameters, lr=recipe.optim.lr, betas=recipe.optim.betas, weight_decay=recipe.optim.weight_decay
-        )
+        self.device, self.parts = self.world.device, self.world.share(recipe.data.rows, recipe.data.forward_rows)
+        self.compute = pick_dtype(recipe, self.device)
+        self.sharded = self.world.size > 1 and (recipe.learn != "adapter" if recipe.shard is None else recipe.shard)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
-        self.deadline, self.over = math.inf, False  # rank 0's clock decides; every rank learns it in `train_step`
-        place = self._resume()
-        self.world.broadcast([parameter.data for parameter in parameters])
-        self.loader = build_loader(recipe, place)
-        self.objective = build_objective(recipe.objective, compile=recipe.compile)
-        if recipe.compile:
-            self._compile()
+        self.deadline, self.over = math.inf, False  # rank 0's clock decides; every rank learns it in `_check`
+        self._build()
+        self.checkpointer = Checkpointer(recipe.out, self.world, recipe.keep)
+        self.feed = Feed(recipe, self.device, self._resume())
+        self.evaluation = None if recipe.eval is None else Evaluation(self, recipe.eval, probes)
+        self.trackers: Sequence[Tracker] = ()
+        self._unchecked: list[tuple[int, Batch, Tensor, Tensor]] = []  # step, batch, norm, loss of the last few steps
+        learns = sum(parameter.numel() for parameter in self.parameters.values())
         self.console.print(
-            f"{describe(self.loader, recipe)}; adapter {sum(p.numel() for p in parameters) / 1e6:.1f} M; "
-            f"{self.world.size} × {self.device.type}, {dtype}; step {self.step} of {recipe.steps}"
+            f"{describe(self.feed.loader, recipe)}; {learns / 1e6:.1f} M parameters learn ({recipe.learn}); "
+            f"{self.world.size} × {self.device.type}{', sharded' if self.sharded else ''}, {self.compute}; "
+            f"step {self.step} of {recipe.steps}"
         )
 
-    def _resume(self) -> dict[str, Any] | None:
+    def _build(self) -> None:
+        recipe, home = self.recipe, torch.device("cpu") if self.sharded else self.device
+        self.model = build_model(recipe, home, self.compute)
+        self.objective = build_objective(recipe.objective, self.model, compile=recipe.compile)
+        wrap_layers(self.model, compile=recipe.compile, checkpointing=recipe.checkpointing)
+        for frozen in (each for each in vars(self.objective).values() if isinstance(each, Transformer)):
+            wrap_layers(frozen.to(self.device, self.compute), compile=recipe.compile, checkpointing=False)
+        if self.sharded:
+            shard(self.model, self.world, self.compute)
+        chosen = {id(parameter) for parameter in learning(recipe, self.model)}
+        self.parameters = {name: p for name, p in self.model.named_parameters() if id(p) in chosen}
+        if not self.sharded:
+            self.world.broadcast([parameter.data for parameter in self.parameters.values()])
+        self.optimizer = Optimizer(self.parameters, recipe.optim, self.world)
+        self.ema = None if recipe.ema is None else Ema(self.parameters, recipe.ema)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a state holds, by name."""
+        found = {f"model/{name}": parameter.detach() for name, parameter in self.parameters.items()}
+        average = {} if self.ema is None else {f"ema/{name}": value for name, value in self.ema.average.items()}
+        return {**found, **self.optimizer.tensors(), **average}
+
+    def _resume(self) -> Mapping[str, Any] | None:
         """Where the data goes on; None: at its beginning."""
         state = find_state(self.recipe.out)
         if state is None:
-            if self.recipe.init is not None:
-                load_adapter(self.recipe.init, self.adapter, self.recipe.rank)
             return None
-        counters = load_state(state, self.adapter, self.optimizer)
+        counters = read_counters(state)
+        read_state(state, self.tensors(), self.world)
         self.step, self.tokens, self.seconds = counters["step"], counters["tokens"], counters["seconds"]
-        place: dict[str, Any] = counters["loader"]
+        place: Mapping[str, Any] = counters["loader"]
         return place
 
-    def _compile(self) -> None:
-        for layer in self.model.layers:
-            assert isinstance(layer, Layer)
-            layer.before = torch.compile(layer.before, dynamic=False)  # type: ignore[method-assign]
-            layer.after = torch.compile(layer.after, dynamic=False)  # type: ignore[method-assign]
-
     def save(self) -> None:
-        """Write adapter, optimiser and counters; rank 0 does it for all."""
-        if not self.world.main:
-            return
-        counters: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
-        counters["loader"] = self.loader.state()
-        save_state(self.recipe.out, self.adapter, self.optimizer, counters)
+        """Begin to write the state; `checkpointer.wait` ends it."""
+        counters = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "loader": self.feed.state(),
+            "ranks": self.world.size,
+        }
+        self.checkpointer.save(self.step, self.tensors(), counters)
+
+    def noise(self) -> torch.Generator:
+        """The generator of this step's noise: the same on every rank and for every part of the batch."""
+        return torch.Generator(self.device).manual_seed(self.recipe.seed * 1_000_003 + self.step)
 
     def train_step(self) -> Loss:
         """One optimiser step of all ranks; returns this rank's part of the loss.
 
-        A gradient that is not finite is never applied: every rank raises TrainingError.
+        A gradient that is not finite is never applied; `check` raises for it.
         """
-        recipe = self.recipe
-        generator = torch.Generator(self.device).manual_seed(recipe.seed * 1_000_003 + self.step)
-        batch = self.loader.next(self.device)
-        rate = learning_rate(recipe.optim, self.step, recipe.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss = self.objective(self.model, batch, generator, self.share)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.sum.backward()
-        gradients = [parameter.grad for parameter in self.adapter.parameters() if parameter.grad is not None]
-        weight = loss.weight.clone()
-        over = torch.full_like(weight, self.world.main and time.monotonic() > self.deadline)
-        self.world.sum([*gradients, weight, over])
-        for gradient in gradients:  # only now, for the weight of the whole batch came in the same all-reduce
-            gradient /= weight.clamp(min=1)
-        norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), recipe.optim.clip)
-        length, stop = torch.stack((norm, over.to(norm.dtype))).tolist()  # one wait for the device tells both
-        self.over = stop > 0
-        if not math.isfinite(length):
-            raise TrainingError(
-                f"step {self.step}: the gradient is not finite; lower optim.lr and resume from {recipe.out}"
-            )
-        self.optimizer.step()
+        recipe, batch = self.recipe, self.feed.next()
+        rate, progress = learning_rate(recipe.optim, self.step, recipe.steps), self.step / recipe.steps
+        self.optimizer.zero()
+        losses = []
+        for rows in self.parts:
+            loss = self.objective(self.model, batch, self.noise(), rows, progress)
+            loss.sum.backward()
+            losses.append(loss._replace(sum=loss.sum.detach()))
+        loss = add_losses(losses)
+        self.feed.draw_ahead()  # while the device is busy with what it was given
+        weight, total = loss.weight.detach().clone(), loss.sum.clone()
+        norm = self.optimizer.reduce([weight, total])
+        weight = weight.clamp(min=1)  # only now, for the weight of the whole batch came in the same all-reduce
+        norm = norm / weight
+        scale = (recipe.optim.clip / (norm + 1e-6)).clamp(max=1) / weight
+        broken = ~(norm.isfinite() & total.isfinite())
+        if self.sharded:
+            self.model.reshard()  # type: ignore[operator]
+        self.optimizer.step(rate, scale, broken)
+        self._unchecked.append((self.step, batch, norm, total))
+        if not self.optimizer.lazy:
+            self.check()
         self.step += 1
         self.tokens += batch.tokens_BL.numel()
-        return loss._replace(sum=loss.sum.detach())
+        if self.ema is not None:
+            self.ema.update(self.step)
+        return loss
+
+    def check(self) -> None:
+        """Wait for the device; raises TrainingError where a loss or gradient since the last check was not finite."""
+        if not self._unchecked:
+            return
+        late = torch.tensor(float(time.monotonic() > self.deadline), device=self.device)
+        if self.world.size > 1:
+            self.world.broadcast([late])
+        found = torch.stack([torch.stack((norm, total.to(norm.dtype))) for _, _, norm, total in self._unchecked])
+        *numbers, stop = [*found.tolist(), float(late)]
+        self.over = stop > 0
+        for (step, batch, _, _), (norm, total) in zip(self._unchecked, numbers, strict=True):
+            if not (math.isfinite(norm) and math.isfinite(total)):
+                raise self._broken(step, batch, "loss" if not math.isfinite(total) else "gradient")
+        self._unchecked = []
+
+    def _broken(self, step: int, batch: Batch, what: str) -> TrainingError:
+        path = self.recipe.out / f"batch-{step:08d}.safetensors"
+        if self.world.main:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: value.cpu().contiguous() for name, value in batch._asdict().items()}, path)
+        return TrainingError(
+            f"step {step}: the {what} is not finite; its batch is in {path}, to look at; "
+            f"lower optim.lr and resume from {self.recipe.out}"
+        )
 
     def run(self) -> None:
         """Train until the recipe's steps or minutes are over; saves at the end and every `save_every` steps."""
@@ -170,59 +175,103 @@ class Trainer:
         if self.world.main:
             recipe.out.mkdir(parents=True, exist_ok=True)
             (recipe.out / "recipe.json").write_text(recipe.model_dump_json(indent=1), encoding="utf-8")
-        begin = last = time.monotonic()
-        self.deadline = begin + 60 * (recipe.minutes or math.inf)
-        before = self.seconds
-        window: list[Loss] = []
+            self.trackers = open_trackers(recipe, self.step)
         try:
-            while self.step < recipe.steps:
-                window.append(self.train_step())
-                self.seconds = before + time.monotonic() - begin
-                if self.step % recipe.log_every == 0 or self.step == recipe.steps:
-                    self._log(window, time.monotonic() - last)
-                    last, window = time.monotonic(), []
-                if self.step % recipe.save_every == 0:
-                    self.save()
-                if self.over:
-                    break
-        finally:
+            self._loop()
             self.save()
+        except KeyboardInterrupt:
+            if self.world.size == 1:
+                self.save()
+            raise
+        finally:
+            self.checkpointer.wait()
+            for tracker in self.trackers:
+                tracker.close()
         self.world.barrier()  # no rank leaves before the run is saved
 
+    def _loop(self) -> None:
+        recipe = self.recipe
+        begin = last = time.monotonic()
+        self.deadline = begin + 60 * (recipe.minutes or math.inf)
+        before, window = self.seconds, list[Loss]()
+        while self.step < recipe.steps and not self.over:
+            window.append(self.train_step())
+            saving = self.step % recipe.save_every == 0
+            logging = self.step % recipe.log_every == 0 or self.step == recipe.steps
+            if saving or logging:
+                self.check()
+            self.seconds = before + time.monotonic() - begin
+            if logging or self.over:
+                self._log(window, time.monotonic() - last)
+                last, window = time.monotonic(), []
+            if saving:
+                self.save()
+            if self.evaluation is not None and self.step % self.evaluation.every == 0:
+                paused = time.monotonic()
+                self._tell(self.evaluation.measure())
+                last += time.monotonic() - paused  # tokens per second are those of training
+
     def _log(self, window: list[Loss], seconds: float) -> None:
-        names = list(window[0].metrics)
-        pairs = [torch.stack((loss.sum.double(), loss.weight.double())) for loss in window]
-        found = [torch.stack((pair, *loss.metrics.values())) for pair, loss in zip(pairs, window, strict=True)]
-        total = torch.stack(found).sum(0)
-        self.world.sum([total])
-        if not self.world.main:
-            return
-        ratios = (total[:, 0] / total[:, 1].clamp(min=1e-9)).tolist()
-        rate = len(window) * self.recipe.data.rows * self.recipe.data.row_length / seconds
-        row: dict[str, Any] = {
-            "step": self.step,
+        ratios = mean_metrics(window, self.world)
+        tokens = len(window) * self.recipe.data.rows * self.recipe.data.row_length
+        rate = tokens / seconds
+        row: dict[str, float] = {
             "tokens": self.tokens,
             "seconds": round(self.seconds, 1),
             "tokens_per_second": round(rate),
             "lr": learning_rate(self.recipe.optim, self.step - 1, self.recipe.steps),
-            **dict(zip(("loss", *names), ratios, strict=True)),
         }
-        with (self.recipe.out / "metrics.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in zip(("loss", *names), ratios, strict=True))
+        row |= self._mfu(window, tokens, rate)
+        self._tell({**row, **ratios})
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in ratios.items())
+        mfu = f"  MFU {row['mfu']:.0%}" if "mfu" in row else ""
         self.console.print(
-            f"step {self.step:>6}/{self.recipe.steps}  {shown}  {rate / 1e3:.1f}k tok/s  lr {row['lr']:.2e}",
+            f"step {self.step:>6}/{self.recipe.steps}  {shown}  {rate / 1e3:.1f}k tok/s{mfu}  lr {row['lr']:.2e}",
             highlight=False,
         )
 
+    def _mfu(self, window: list[Loss], tokens: int, rate: float) -> dict[str, float]:
+        peak = peak_flops(self.device)
+        if peak is None:
+            return {}
+        trained = min(1.0, float(sum(loss.weight for loss in window)) * self.world.size / tokens)
+        flops = training_flops(self.recipe, self.model.config, trained)
+        return {"mfu": round(flops * rate / peak / self.world.size, 4)}
 
-def train(recipe: Recipe) -> None:
+    def _tell(self, row: Mapping[str, float]) -> None:
+        for tracker in self.trackers:
+            tracker.log(self.step, row)
+
+
+def add_losses(losses: Sequence[Loss]) -> Loss:
+    """Of the parts of a batch, that of the whole."""
+    first, *others = losses
+    for loss in others:
+        metrics = {name: value + loss.metrics[name] for name, value in first.metrics.items()}
+        first = Loss(first.sum + loss.sum, first.weight + loss.weight, metrics)
+    return first
+
+
+def mean_metrics(window: Sequence[Loss], world: World) -> dict[str, float]:
+    """Loss per token and the ratios of all metrics, over steps and ranks."""
+    pairs = [torch.stack((loss.sum.double(), loss.weight.double())) for loss in window]
+    found = [torch.stack((pair, *loss.metrics.values())) for pair, loss in zip(pairs, window, strict=True)]
+    total = torch.stack(found).sum(0)
+    world.sum([total])
+    ratios = (total[:, 0] / total[:, 1].clamp(min=1e-9)).tolist()
+    return dict(zip(("loss", *window[0].metrics), ratios, strict=True))
+
+
+def train(recipe: Recipe, make_probes: Callable[[Recipe], Sequence[Probe]] | None = None) -> None:
     """Run a recipe in this process, as one of those that torchrun started if it did."""
     world = World.start(recipe.device)
-    Trainer(recipe, world=world).run()
+    probes = make_probes(recipe) if make_probes is not None and world.main else ()
+    Trainer(recipe, world=world, probes=probes).run()
     world.close()  # not after an error: others may be waiting for this process, and torchrun ends them once it is gone
 
 
-def run_recipe(path: Path, overrides: list[str]) -> None:
+def run_recipe(
+    path: Path, overrides: list[str], make_probes: Callable[[Recipe], Sequence[Probe]] | None = None
+) -> None:
     """`openmercury train RECIPE [key=value …]`."""
-    train(load_config(Recipe, path, overrides))
+    train(load_config(Recipe, path, overrides), make_probes)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import openmercury.cli.train
 import openmercury.data.prompt_set
 import openmercury.distill
 import openmercury.train.trainer
@@ -29,9 +30,25 @@ def test_recipes_and_overrides_reach_their_runner(
     command: list[str], module: object, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[object] = []
-    monkeypatch.setattr(module, "run_recipe", lambda path, overrides: seen.extend([path, overrides]))
+    monkeypatch.setattr(module, "run_recipe", lambda path, overrides, *_judge: seen.extend([path, overrides]))
     assert main.main([*command, str(recipe), "optim.lr=1e-4", "steps=3"]) == 0
     assert seen == [recipe, ["optim.lr=1e-4", "steps=3"]]
+
+
+@pytest.mark.usefixtures("usable")
+def test_answers_are_executed_between_what_belongs_to_them() -> None:
+    right = openmercury.cli.train._judge()
+    check = {"name": "area", "before": "import math", "after": "assert area(1) > 3"}
+    assert right("Here:\n```python\ndef area(r):\n    return math.pi * r**2\n```\nThat is all.", check)
+    assert not right("```python\ndef area(r):\n    return r\n```", check)
+    assert not right("I cannot.", check)
+
+
+@pytest.mark.usefixtures("no_sandbox")
+def test_without_a_sandbox_nothing_is_answered(recipe: Path, capsys: Capture) -> None:
+    recipe.write_text('model = "m"\nprompts = "p"\nout = "o"\n')
+    assert main.main(["data", "generate", str(recipe)]) == 1
+    assert "no sandbox here: install bubblewrap" in capsys.readouterr().err
 
 
 def test_prompts(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

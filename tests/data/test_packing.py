@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openmercury.data.packing import Packed, best_fit, pack
-from openmercury.data.shards import KINDS, Examples
+from openmercury.data.shards import KINDS, Examples, Kind
+from openmercury.errors import DataError
 
 LENGTHS = st.lists(st.integers(1, 70), min_size=1, max_size=40)
 
@@ -54,7 +56,7 @@ def test_best_fit_wastes_as_little_as_by_definition(lengths: list[int]) -> None:
 @given(st.data(), LENGTHS)
 @settings(max_examples=100, deadline=None)
 def test_every_token_is_placed_once_or_counted(data: st.DataObject, lengths: list[int]) -> None:
-    kinds = [data.draw(st.integers(0, len(KINDS) - 1)) for _ in lengths]
+    kinds = [data.draw(st.integers(0, KINDS.index("apply"))) for _ in lengths]
     prompts = [data.draw(st.integers(0, n)) for n in lengths]
     given_ = examples(lengths, kinds, prompts)
     packed = pack(given_, 32)
@@ -111,3 +113,26 @@ def test_a_shard_of_8000_examples_packs_in_well_under_a_second() -> None:
     packed = pack(given_, 4096)
     assert time.process_time() - begin < 1.0  # 0.04 s measured on one core
     assert len(packed) * 4096 < 1.01 * sum(lengths)
+
+
+def test_pairs_stand_side_by_side() -> None:
+    """Whole or not at all, whatever their lengths; the number of a pair in its row tells which is which."""
+    lengths, kinds = [9, 3, 5, 6, 20, 20, 2, 2, 4, 8], [KINDS.index("chosen"), KINDS.index("rejected")] * 5
+    given_ = examples(lengths, kinds, [1] * 10)
+    packed = pack(given_, 24)
+    assert packed.cut == 40
+    rows = packed.rows(range(len(packed)))
+    seen = []
+    for ids, document in zip(rows.ids, rows.document, strict=True):
+        texts = [ids[document == number].tolist() for number in range(document.max() + 1)]
+        for chosen, rejected in zip(texts[::2], texts[1::2], strict=True):
+            seen.append((chosen[0], len(chosen), rejected[0], len(rejected)))
+    begin = given_.start.tolist()
+    assert sorted(seen) == sorted((begin[i], lengths[i], begin[i + 1], lengths[i + 1]) for i in (0, 2, 6, 8))
+
+
+@pytest.mark.parametrize("kinds", [("chosen",), ("rejected", "chosen"), ("chosen", "rejected", "chat", "chat")])
+def test_broken_pairs_are_refused(kinds: tuple[Kind, ...]) -> None:
+    numbers = [KINDS.index(kind) for kind in kinds]
+    with pytest.raises(DataError, match="by turns"):
+        pack(examples([3] * len(kinds), numbers, [1] * len(kinds)), 24)

@@ -68,7 +68,13 @@ def tree(folder: Path, files: int = 40) -> Path:
 def recipe(folder: Path, out: str, **more: object) -> PrepareRecipe:
     sources = [{"kind": "folder", "path": folder / "source"}, {"kind": "archives", "path": folder}]
     given = {"out": folder / out, "tokenizer": default_model(), "licences": ["MIT"], "sources": sources}
-    fixed = {"decontaminate": False, "pictures": False, "shard_bytes": 100_000, "workers": 1}
+    fixed = {
+        "decontaminate": False,
+        "pictures": False,
+        "examples": {"fim": 0.0, "functions": 0.0},
+        "shard_bytes": 100_000,
+        "workers": 1,
+    }
     return PrepareRecipe.model_validate({**given, **fixed, **more})
 
 

@@ -14,9 +14,9 @@ from openmercury.data.config import PromptCounts, PromptRecipe
 from openmercury.data.document import Document
 from openmercury.data.exercises import exercises
 from openmercury.data.functions import Function, functions, summary_of
+from openmercury.data.prompt import Check, Prompt
 from openmercury.data.prompt_set import Pile, choose
 from openmercury.data.prompts import (
-    Prompt,
     doctest_asserts,
     fim_prompt,
     function_prompts,
@@ -25,7 +25,7 @@ from openmercury.data.prompts import (
     third_person,
     trim_doc,
 )
-from openmercury.data.tasks import exercise_prompt, exercise_stub, worked_prompts
+from openmercury.data.tasks import exercise_prompt, exercise_stub, gsm8k_prompt, mbpp_prompts, worked_prompts
 from openmercury.data.worked import worked
 
 SOURCE = '''
@@ -86,7 +86,7 @@ def test_fim_closes(found: list[Function], seed: int) -> None:
     if hole is not None:
         whole = hole.prefix + hole.middle + hole.suffix
         assert whole == "import math\n\n\n" + found[0].source + "\n"
-        assert hole.row()["middle"] == hole.middle
+        assert hole.row()["suffix"] == hole.suffix
 
 
 @pytest.mark.parametrize(
@@ -143,11 +143,46 @@ def test_choice_is_capped_distinct_and_sampled() -> None:
     chosen = choose(pile, recipe)
     assert len({prompt.content for prompt in chosen}) == len(chosen) == 40
     assert pile.drops["duplicate"] + pile.drops["beyond the count of chat"] == 60
-    assert choose(Pile(pile.prompts[::-1]), recipe) != []
+    assert choose(Pile(pile.prompts[::-1]), recipe) == chosen
+
+
+def test_any_prefix_is_a_fair_sample_and_the_head_shares_no_source() -> None:
+    many = [Prompt(f"code/{i}", "code", f"Explain f{i}", source=f"f{i // 4}") for i in range(4000)]
+    pile = Pile([*many, *(Prompt(f"chat/{i}", "chat", f"What is {i}?") for i in range(400))])
+    recipe = PromptRecipe(packages=(), licences=(), counts=PromptCounts(chat=400, code=1600), held_out=100)
+    chosen = choose(pile, recipe)
+    for end in (100, 500, 1000):
+        assert 0.7 < sum(prompt.kind == "chat" for prompt in chosen[:end]) / end / 0.2 < 1.4
+    head, rest = ({prompt.source for prompt in part if prompt.source} for part in (chosen[:100], chosen[100:]))
+    assert head
+    assert not head & rest
+    assert pile.drops["source is held out"] == 2000 - len(chosen) > 0
+
+
+def test_what_carries_a_check(found: list[Function]) -> None:
+    made = {prompt.kind: prompt for prompt in function_prompts(found[0], 1, 5)}
+    assert made["complete"].check == Check("area", "import math", "assert area(0) == 0.0")
+    assert made["port"].check is made["code"].check is None
+    task = next(worked(0))
+    for prompt in worked_prompts(task, 0):
+        assert prompt.check is not None
+        assert prompt.check.after.count("assert ") == len(task.cases) == 8
+    row = {
+        "text": "Add.",
+        "code": "def add(a, b):\n    return a + b",
+        "task_id": 601,
+        "test_list": ["assert add(1, 2) == 3"],
+    }
+    forms = list(mbpp_prompts(row))
+    assert [prompt.check is None for prompt in forms] == [False, False, True, False, False, False]
+    sums = [gsm8k_prompt(number, {"question": "1 + 1?", "answer": "So\n#### 1,002"}, 0) for number in range(20)]
+    assert {prompt.check.after for prompt in sums if prompt.check} == {"assert abs(float(solution()) - 1002.0) < 1e-6"}
+    assert any(prompt.check is None for prompt in sums)
 
 
 def test_row_round_trip() -> None:
-    row = Prompt("a", "chat", "Hé?", reference="x").row()
+    row = Prompt("a", "chat", "Hé?", system="Be brief.", check=Check("f", "", "assert f()")).row()
+    assert row["check"]["name"] == "f"
     data = lzma.compress(json.dumps(row, ensure_ascii=False).encode())
     assert json.loads(lzma.decompress(data)) == row
     assert Path("prompts.jsonl.xz").suffix == ".xz"

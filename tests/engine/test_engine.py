@@ -22,6 +22,7 @@ from openmercury.engine.policy import AutoPolicy
 from openmercury.engine.request import Request
 from openmercury.engine.runner import Pending, edit_below, policy_fields
 from openmercury.errors import ContextOverflowError, EmptyPromptError, InputError, RequestFailedError, UnsupportedError
+from openmercury.model.transformer import Transformer
 from tests import tiny
 
 MODEL = tiny.network()
@@ -82,7 +83,7 @@ class ScriptedPolicy(AutoPolicy):
         return self.coming.pop(0)
 
 
-def expected(request: Request) -> list[int]:
+def expected(request: Request, model: Transformer = MODEL) -> list[int]:
     p, eos = request.params, {tiny.EOS}
     penalties = (p.presence_penalty, p.frequency_penalty, p.repetition_penalty)
     sampling = reference.Sampling(p.temperature, p.top_k, p.top_p, p.seed, *penalties)
@@ -90,11 +91,11 @@ def expected(request: Request) -> list[int]:
         if p.mode == "diffusion":
             policy = Policy(*(torch.tensor([value]) for value in policy_fields(p, request.width)))
             return reference.generate_diffusion(
-                MODEL, request.prompt, p.max_tokens, eos, sampling, request.width, policy, edit_below(p)
+                model, request.prompt, p.max_tokens, eos, sampling, request.width, policy, edit_below(p)
             )
-        out = reference.generate_ar(MODEL, request.prompt, p.max_tokens, eos, sampling)
+        out = reference.generate_ar(model, request.prompt, p.max_tokens, eos, sampling)
         if p.mode == "verified":
-            assert out == reference.generate_verified(MODEL, request.prompt, p.max_tokens, eos, sampling, 4)
+            assert out == reference.generate_verified(model, request.prompt, p.max_tokens, eos, sampling, 4)
         return out
 
 
@@ -405,8 +406,29 @@ def test_facts_it_does_not_decode_are_refused(fact: dict[str, object]) -> None:
     config = tiny.config()
     assert config.diffusion is not None
     other = config.model_copy(update={"diffusion": config.diffusion.model_copy(update=fact)})
-    with pytest.raises(UnsupportedError, match="causal clean attention"):
-        Engine(tiny.network(of=other))
+    model = tiny.network(of=other)
+    for decode in (
+        lambda: Engine(model),
+        lambda: reference.generate_verified(model, [5, 6], 4, set(), reference.Sampling(), 3),
+    ):
+        with pytest.raises(UnsupportedError, match=r"was trained with .*, which cannot be decoded"):
+            decode()
+
+
+@pytest.mark.parametrize("mode", ["ar", "verified", "diffusion", "auto"])
+def test_weights_that_learnt_as_a_whole_decode_without_an_adapter(mode: str) -> None:
+    """The mask token is a row of the embedding; the rest is the reference's."""
+    config = tiny.config()
+    assert config.diffusion is not None
+    facts = config.diffusion.model_copy(update={"adapter": None})
+    model = tiny.network(of=config.model_copy(update={"diffusion": facts}))
+    engine = Engine(model)
+    policy = {"steps": 2} if mode == "diffusion" else {}
+    params = SamplingParams.model_validate({"mode": mode, "max_tokens": 25, **policy})
+    request = engine.request([8, 30, 41], params)
+    list(engine.generate([request]))
+    assert request.completion == expected(request, model)
+    assert mode != "diffusion" or request.forwards < len(request.completion)
 
 
 def test_a_closed_loop_keeps_so_many_under_way() -> None:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from openmercury.diffusion.corrupt import corrupt
+from openmercury.diffusion.corrupt import corrupt, cut_blocks
 from openmercury.model.masks import visible
-from openmercury.train.attention import build_mask, clean_visible, document_span, noisy_spans, noisy_visible
+from openmercury.train.attention import (
+    build_mask,
+    clean_visible,
+    document_span,
+    document_visible,
+    noisy_spans,
+    noisy_visible,
+)
 
 
 def test_rule() -> None:
@@ -22,25 +29,34 @@ def test_rule() -> None:
 
 
 def test_training_masks() -> None:
-    rows, length = 3, 24
-    generator = torch.Generator().manual_seed(1)
+    """Against the definition, position by position: blocks, their settled beginnings, documents, the whole document."""
+    length, device = 24, torch.device("cpu")
     document = torch.tensor([[0] * 10 + [1] * 14, [0] * 24, [0] * 5 + [1] * 12 + [-1] * 7])
-    tokens = torch.randint(0, 60, (rows, length))
-    size, offset = torch.tensor([4, 8, 5]), torch.tensor([1, 0, 4])
-    noisy = corrupt(tokens, size, offset, torch.full((rows, 12), 0.5), 63, generator)
-    span, device = document_span(document), torch.device("cpu")
-    rule = noisy_visible(*noisy_spans(span, noisy.start_BL, noisy.end_BL))
-    dense = build_mask(rule, rows, length, 2 * length, device)
-    clean = build_mask(clean_visible(span), rows, length, length, device)
-    assert isinstance(dense, torch.Tensor)
-    assert isinstance(clean, torch.Tensor)
-    for b in range(rows):
-        starts = [p for p in range(length) if p == 0 or (p - int(offset[b])) % int(size[b]) == 0]
+    learnt = torch.rand(3, length, generator=torch.Generator().manual_seed(2)) < 0.8
+    blocks = cut_blocks(document, learnt, torch.tensor([4, 8, 5]), torch.tensor([1, 0, 4]))
+    masked = torch.rand(3, length, generator=torch.Generator().manual_seed(1)) < 0.5
+    noisy = corrupt(torch.zeros_like(document), masked, learnt, torch.ones(3, length), blocks, 63)
+    span = document_span(document)
+    found = {
+        rule: build_mask(mod, 3, length, keys, device)
+        for rule, mod, keys in (
+            ("noisy", noisy_visible(*noisy_spans(span, noisy)), 2 * length),
+            ("clean", clean_visible(span), length),
+            ("document", document_visible(span), length),
+        )
+    }
+    for b in range(3):
+        block = noisy.block_BL[b].tolist()
+        settled = [
+            not any(noisy.masked_BL[b, p] for p in range(length) if block[p] == block[q] and p <= q)
+            for q in range(length)
+        ]
         for q in range(length):
-            block = max(s for s in starts if s <= q)
+            start = block.index(block[q])
             for k in range(length):
                 same = bool(document[b, q] == document[b, k])
-                k_block = max(s for s in starts if s <= k)
-                assert bool(clean[b, q, k]) == (same and k <= q)
-                assert bool(dense[b, q, k]) == (same and k < block), (b, q, k)
-                assert bool(dense[b, q, length + k]) == (same and k_block == block)
+                inside = block[k] == block[q] and (k <= q if settled[q] else True)
+                assert bool(found["clean"][b, q, k]) == (same and k <= q)
+                assert bool(found["document"][b, q, k]) == same
+                assert bool(found["noisy"][b, q, k]) == (same and k < start), (b, q, k)
+                assert bool(found["noisy"][b, q, length + k]) == inside, (b, q, k)

@@ -267,7 +267,7 @@ class FusedTransformer:
         ]
         weight = model.embedding.weight
         angle = torch.arange(model.config.max_context, device=weight.device)[:, None] * model.frequency.float()
-        self.cos, self.sin = angle.cos().to(weight.dtype), angle.sin().to(weight.dtype)
+        self.cos, self.sin = ((wave * model.sharpen).to(weight.dtype) for wave in (angle.cos(), angle.sin()))
         self.rank = 0 if model.adapter is None else self.layers[0].qkv[1].shape[1]
         self.rank_pad = max(MIN_DOT, triton.next_power_of_2(max(1, self.rank)))
         self.overlap = overlaps(weight.device)

@@ -323,7 +323,7 @@ def plan(
     _plan_kernel[(n,)](
         rows_R, start, count, slots.text, slots.length, slots.limit, slots.done, slots.width, slots.ahead,
         slots.ahead_count, slots.pages, model.embedding.weight,
-        model.embedding.weight if model.adapter is None else model.adapter.mask_vector,
+        model.embedding.weight[mask_id] if model.adapter is None else model.adapter.mask_vector,
         x, square, position, end, group, slot, gate, proposal,
         columns, tiles, slots.text.stride(0), slots.ahead.stride(0), slots.pages.stride(0), config.max_context - 1,
         mask_id,

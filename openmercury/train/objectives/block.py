@@ -1,128 +1,188 @@
 """Block diffusion: corrupt a batch, run both halves, compare.
 
-The clean half runs on base weights under no_grad: it gives the noisy half its context, and teacher logits for free.
-Row i of the noisy half predicts token i + 1 (logit shift), so it counts where token i + 1 is masked.
+The clean half is causal and runs on base weights: it gives the noisy half its context, and where the base is frozen its
+logits are the teacher's. With logit shift row i of the noisy half predicts token i + 1, else token i.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from openmercury.data.loader import Batch
-from openmercury.diffusion.corrupt import Corrupted, corrupt
-from openmercury.diffusion.loss import SliceLoss, denoising_loss, slice_loss
-from openmercury.diffusion.schedule import block_rates
+from openmercury.diffusion.corrupt import Blocks, Corrupted, count_since
+from openmercury.diffusion.loss import DenoisingLoss, SliceLoss, Terms, denoising_loss, slice_loss
 from openmercury.model.transformer import Transformer
-from openmercury.train.attention import CleanAttend, NoisyAttend
 from openmercury.train.config import BlockDiffusion
-from openmercury.train.objectives.base import Loss
-
-LEVELS = 4  # metric buckets of the noise level; the last holds fully masked blocks
-
-
-def _block_sizes(objective: BlockDiffusion, rows: int, generator: torch.Generator) -> Tensor:
-    sizes = torch.tensor(objective.block_sizes, device=generator.device)
-    return sizes[torch.randint(len(sizes), (rows,), generator=generator, device=generator.device)]
+from openmercury.train.objectives.base import Clean, Loss, learnt_tokens, ratio, read_clean, wide_dtype
+from openmercury.train.objectives.measure import by_level, draft_prefix
+from openmercury.train.objectives.noise import draw_blocks, draw_uniform, noisy_copies, sizes_now
+from openmercury.train.objectives.noisy import Chosen, asked_rows, choose_blocks, clean_weights, read_noisy
+from openmercury.train.objectives.rollout import own_states, teach
 
 
-def noise(tokens_BL: Tensor, objective: BlockDiffusion, mask_id: int, generator: torch.Generator) -> Corrupted:
-    """Draw block sizes, offsets and noise levels, and corrupt."""
-    rows, length = tokens_BL.shape
-    size_B = _block_sizes(objective, rows, generator)
-    offset_B = (torch.rand(rows, generator=generator, device=generator.device) * size_B).long()
-    blocks = length // min(objective.block_sizes) + 2
-    rate_BC = block_rates(rows, blocks, objective.full_mask_share, objective.min_rate, generator)
-    return corrupt(tokens_BL, size_B, offset_B, rate_BC, mask_id, generator)
+class Part(NamedTuple):
+    """One noisy copy: its rows' loss and weights, Σ weight · alignment, the asked places and how many were left out."""
+
+    found: DenoisingLoss
+    weight_M: Tensor
+    aligned: Tensor
+    at_M: Tensor
+    left_out: Tensor
 
 
 @dataclass(frozen=True)
 class BlockDiffusionObjective:
-    """Blocks behind clean text, denoised by the gated adapter: gradients reach the adapter only."""
+    """Blocks behind clean text. `teacher` is the base as the run found it, where the base itself learns (`learns`)."""
 
     config: BlockDiffusion
+    learns: bool = False
+    teacher: Transformer | None = None
     slice_fn: SliceLoss = slice_loss
 
-    def __call__(self, model: Transformer, batch: Batch, generator: torch.Generator, rows: slice = slice(None)) -> Loss:
+    def __call__(
+        self, model: Transformer, batch: Batch, generator: torch.Generator, rows: slice, progress: float
+    ) -> Loss:
         """See `Objective`."""
         assert model.config.diffusion is not None
-        noisy = noise(batch.tokens_BL, self.config, model.config.diffusion.mask_id, generator)
-        first_BC = torch.rand(noisy.ids_BL.shape, generator=generator, device=generator.device)
-        noisy, batch = Corrupted(*(field[rows] for field in noisy)), Batch(*(field[rows] for field in batch))
-        tokens_BL, document_BL = batch.tokens_BL, batch.document_BL
-        position_BL = torch.arange(tokens_BL.shape[1], device=tokens_BL.device).expand_as(tokens_BL)
-        clean = CleanAttend(document_BL)
-        with torch.no_grad():
-            teacher_BLD = model(tokens_BL, position_BL, clean)
-        asked_BL = torch.zeros_like(batch.loss_mask_BL)
-        asked_BL[:, :-1] = (noisy.masked_BL & batch.loss_mask_BL)[:, 1:] & (document_BL[:, 1:] == document_BL[:, :-1])
-        at_T, whole_T = choose_blocks(asked_BL, noisy.block_BL, first_BC[rows], self.config.noisy_share)
-        student_TD = model(
-            noisy.ids_BL.flatten()[at_T][None],
-            position_BL.flatten()[at_T][None],
-            NoisyAttend(clean, noisy, at_T),
-            torch.ones_like(whole_T)[None],
-        )[0]
+        config, mask_id = self.config, model.config.diffusion.mask_id
+        learnt_BL = learnt_tokens(batch)
+        blocks = draw_blocks(sizes_now(config, progress), batch.document_BL, learnt_BL, generator)
+        uniform = draw_uniform(batch.document_BL, generator)
+        copies = noisy_copies(config, batch.tokens_BL, learnt_BL, blocks, uniform, mask_id)
+        first_BC = torch.rand(learnt_BL.shape, generator=generator, device=generator.device)
+        forwards = self._own_forwards(generator)
+        copies = [Corrupted(*(field[rows] for field in copy)) for copy in copies]
+        batch, blocks = Batch(*(field[rows] for field in batch)), Blocks(*(field[rows] for field in blocks))
+        learnt_BL, first_BC = learnt_BL[rows], first_BC[rows]
 
-        counts_T = asked_BL.flatten()[at_T] & whole_T
+        clean = read_clean(model, batch, gradient=self.learns, states=bool(config.align) and not self.learns)
+        teacher = clean
+        if self.teacher is not None:
+            teacher = read_clean(self.teacher, batch, gradient=False, states=bool(config.align))
+        parts = []
+        for noisy in copies:
+            behind = config.weights == "flat"
+            asked_BL = asked_rows(noisy, learnt_BL, shift=config.shift, behind=behind)
+            chosen = choose_blocks(
+                asked_BL if not forwards else learnt_BL, blocks.index_BL, first_BC, config.noisy_share
+            )
+            if forwards:
+                noisy = own_states(model, config, clean, batch, learnt_BL, blocks, chosen, forwards)
+                asked_BL = asked_rows(noisy, learnt_BL, shift=config.shift, behind=behind)
+            parts.append(self._denoise(model, batch, clean, teacher, noisy, asked_BL, chosen, own=forwards > 0))
+        return self._sum(model, batch, clean, learnt_BL, copies, parts, own_text=forwards > 0)
+
+    def _own_forwards(self, generator: torch.Generator) -> int:
+        """Denoising steps of own decoding that this training step begins with; mostly 0."""
+        policy = self.config.on_policy
+        if not policy.share:
+            return 0
+        draw, count = torch.rand(2, generator=generator, device=generator.device).tolist()
+        return 1 + int(count * policy.forwards) if draw < policy.share else 0
+
+    def _denoise(
+        self,
+        model: Transformer,
+        batch: Batch,
+        clean: Clean,
+        teacher: Clean,
+        noisy: Corrupted,
+        asked_BL: Tensor,
+        chosen: Chosen,
+        *,
+        own: bool,
+    ) -> Part:
+        """Run the noisy half on one copy and compare."""
+        config = self.config
+        states: list[Tensor] | None = [] if config.align and not own else None
+        student_TD = read_noisy(model, clean, noisy, chosen.at_T, states)
+        counts_T = asked_BL.flatten()[chosen.at_T] & chosen.whole_T
         row_M = counts_T.nonzero()[:, 0]
-        at_M = at_T[row_M]
-        wide = student_TD.dtype if student_TD.dtype == torch.float64 else torch.float32
-        weight_M = (self.config.decay ** (position_BL - noisy.start_BL).flatten()[at_M].double()).to(wide)
+        at_M = chosen.at_T[row_M]
+        token_M = at_M + int(config.shift)
+        weight_M = self._weights(noisy, at_M, token_M).to(wide_dtype(student_TD))
+        target_M, taught_MD = batch.tokens_BL.flatten()[token_M], teacher.hidden_BLD.flatten(0, 1)[token_M - 1]
+        if own:
+            taught_MD, target_M = teach(
+                self.teacher or model, config, teacher, noisy, student_TD.detach(), chosen, token_M, model.head.weight
+            )
         found = denoising_loss(
             student_TD[row_M],
-            teacher_BLD.flatten(0, 1)[at_M],
             model.head.weight,
-            tokens_BL.flatten()[at_M + 1],
+            target_M,
             weight_M,
-            ce=self.config.ce,
-            kl=self.config.kl,
+            Terms(config.ce, config.kl, config.certainty),
+            teacher=(taught_MD, (self.teacher or model).head.weight.detach()) if config.kl else None,
+            mask_id=model.config.diffusion.mask_id if model.config.diffusion else None,
             slice_fn=self.slice_fn,
         )
-        counts_BL, hit_BL = torch.zeros_like(asked_BL), torch.zeros_like(asked_BL)
-        counts_BL.view(-1)[at_M], hit_BL.view(-1)[at_M] = True, found.hit_M
-        level = _by_level(noisy.rate_BL.flatten()[at_M], found.ce_M, found.hit_M)
-        metrics = {f"ce_level_{number}": level[number, [1, 0]] for number in range(LEVELS)}
-        metrics |= {"hit_full": level[-1, [2, 0]], "draft_prefix": _draft_prefix(noisy, counts_BL, hit_BL)}
-        metrics["left_out"] = torch.stack((asked_BL.sum() - counts_T.sum(), asked_BL.sum())).double()
-        return Loss(found.loss, weight_M.sum(), metrics)
+        aligned = torch.zeros((), dtype=weight_M.dtype, device=weight_M.device)
+        for found_1TD, other in zip(states or (), teacher.states, strict=False):
+            pair = found_1TD[0][row_M].to(weight_M.dtype), other.flatten(0, 1)[token_M - 1].to(weight_M.dtype)
+            aligned = aligned + (weight_M * (1 - F.cosine_similarity(*pair, dim=-1))).sum() / len(teacher.states)
+        return Part(found, weight_M, aligned, at_M, asked_BL.sum() - counts_T.sum())
 
+    def _weights(self, noisy: Corrupted, at_M: Tensor, token_M: Tensor) -> Tensor:
+        if self.config.weights == "bound":
+            return noisy.weight_BL.flatten()[token_M].double()
+        place_BL = count_since(~noisy.settled_BL, noisy.start_BL) - 1
+        return self.config.decay ** place_BL.flatten()[at_M].double()
 
-def choose_blocks(asked_BL: Tensor, block_BL: Tensor, first_BC: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Flat places [T] of the positions that the noisy half reads, T = `share` of all, and which lie in whole blocks.
+    def _sum(
+        self,
+        model: Transformer,
+        batch: Batch,
+        clean: Clean,
+        learnt_BL: Tensor,
+        copies: list[Corrupted],
+        parts: list[Part],
+        *,
+        own_text: bool,
+    ) -> Loss:
+        config, bound = self.config, self.config.weights == "bound"
+        total = sum((part.found.loss + config.align * part.aligned for part in parts), parts[0].aligned * 0)
+        weight = torch.stack([part.weight_M.sum() for part in parts]).sum()
+        metrics = self._measure(copies, parts, own_text=own_text)
+        if bound:
+            weight = learnt_BL.sum().to(weight.dtype)
+        if config.ar or (bound and config.shift):
+            exact_BL = clean_weights(copies[0], learnt_BL) if bound and config.shift else torch.zeros_like(learnt_BL)
+            at_M = (learnt_BL[:, 1:].flatten()).nonzero()[:, 0]
+            exact_M = exact_BL[:, 1:].flatten()[at_M].to(weight.dtype)
+            found = denoising_loss(
+                clean.hidden_BLD[:, :-1].flatten(0, 1)[at_M],
+                model.head.weight,
+                batch.tokens_BL[:, 1:].flatten()[at_M],
+                config.ce * exact_M + config.ar,
+                Terms(),
+                mask_id=model.config.diffusion.mask_id if model.config.diffusion else None,
+                slice_fn=self.slice_fn,
+            )
+            total = total + found.loss
+            weight = weight + config.ar * len(at_M)
+            metrics["ar"] = ratio(found.ce_M.sum(), len(at_M), weight)
+            if bound:
+                terms = [(part.weight_M * part.found.ce_M).sum() for part in parts] + [(exact_M * found.ce_M).sum()]
+                metrics["bound"] = ratio(torch.stack(terms).sum(), learnt_BL.sum(), weight)
+        elif bound:
+            metrics["bound"] = ratio((parts[0].weight_M * parts[0].found.ce_M).sum(), learnt_BL.sum(), weight)
+        return Loss(total, weight, metrics)
 
-    Blocks with something asked come first, in the random order of `first_BC`; the last block may be cut at T.
-    """
-    rank_BC = first_BC + 2 - 2 * torch.zeros_like(first_BC).scatter_reduce(1, block_BL, asked_BL.to(first_BC), "amax")
-    key_BL = rank_BC.gather(1, block_BL).flatten()
-    order = key_BL.argsort(stable=True)
-    taken = max(1, math.ceil(share * len(order)))
-    at_T, rest = order[:taken], order[taken : taken + 1]
-    return at_T, key_BL[at_T] != key_BL[rest] if len(rest) else torch.ones_like(at_T, dtype=torch.bool)
-
-
-def _by_level(rate_M: Tensor, ce_M: Tensor, hit_M: Tensor) -> Tensor:
-    """Tokens, cross-entropy and hits by noise level, [LEVELS, 3]."""
-    level_M = torch.where(rate_M >= 1, LEVELS - 1, (rate_M * (LEVELS - 1)).long().clamp(max=LEVELS - 2))
-    table = torch.zeros(LEVELS, 3, device=rate_M.device, dtype=torch.float64)
-    values = torch.stack((torch.ones_like(ce_M), ce_M, hit_M.to(ce_M.dtype)), dim=-1).double()
-    return table.index_add(0, level_M, values)
-
-
-def _draft_prefix(noisy: Corrupted, counts_BL: Tensor, hit_BL: Tensor) -> Tensor:
-    """Length of the correct prefix of blocks that were fully masked and are trained on as a whole; their number."""
-    full_BL = noisy.rate_BL >= 1
-    block_BL = noisy.block_BL
-    shape = (len(block_BL), int(noisy.block_BL.max()) + 1)
-    ones = torch.ones_like(block_BL)
-    whole = torch.zeros(shape, dtype=torch.long, device=ones.device).scatter_add(1, block_BL, ones)
-    counted = torch.zeros_like(whole).scatter_add(1, block_BL, (counts_BL & full_BL).long())
-    at_BL = torch.arange(block_BL.shape[1], device=ones.device) - noisy.start_BL
-    miss_BL = torch.where(hit_BL, 1 << 20, at_BL)
-    first_miss = torch.full(shape, 1 << 20, device=ones.device).scatter_reduce(1, block_BL, miss_BL, "amin")
-    usable = (counted == whole) & (whole > 1)
-    length = torch.minimum(first_miss, whole)
-    return torch.stack((length[usable].sum(), usable.sum())).double()
+    def _measure(self, copies: list[Corrupted], parts: list[Part], *, own_text: bool) -> dict[str, Tensor]:
+        """Metrics of the noisy copies; those of data's states are empty where states are the model's own."""
+        level_M = [copy.level_BL.flatten()[part.at_M] for copy, part in zip(copies, parts, strict=True)]
+        ce_M, hit_M = ([part.found[i] for part in parts] for i in (1, 4))
+        found = by_level(*(torch.cat(each) for each in (level_M, ce_M, hit_M)))
+        prefixes = [draft_prefix(copy, part.at_M, part.found.hit_M) for copy, part in zip(copies, parts, strict=True)]
+        found["draft_prefix"] = torch.stack(prefixes).sum(0)
+        if self.config.on_policy.share:
+            hits = ratio(torch.cat(hit_M).sum(), sum(map(len, hit_M)), found["hit_full"])
+            found = {name: pair * (not own_text) for name, pair in found.items()} | {"own_hit": hits * own_text}
+        lost = torch.stack([part.left_out for part in parts]).sum()
+        asked = lost + sum(len(part.at_M) for part in parts)
+        return {**found, "left_out": ratio(lost, asked, found["hit_full"])}
