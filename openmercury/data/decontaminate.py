@@ -24,6 +24,7 @@ from openmercury.errors import DataError
 
 ENVIRONMENT = "OPENMERCURY_EVAL_DATA"
 GRAM, OVERLAP, PROMPT_GRAM = 10, 0.2, 13
+CORE = 5  # words of the shortest description that is looked for
 LONG_BODY = 600  # characters of a name-erased syntax tree that no two authors write alike
 PARAPHRASE, SAME_NAME = 0.75, 0.4
 _STOP_WORDS = (
@@ -158,6 +159,7 @@ class BenchmarkIndex:
     by_word: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     meaning: list[frozenset[str]] = field(default_factory=list)
     cores: dict[tuple[str, ...], int] = field(default_factory=dict)
+    core_starts: dict[tuple[str, ...], list[tuple[str, ...]]] = field(default_factory=lambda: defaultdict(list))
 
     @classmethod
     def load(cls, folder: Path) -> BenchmarkIndex:
@@ -189,8 +191,9 @@ class BenchmarkIndex:
         for word in self.meaning[number]:
             self.by_word[word].append(number)
         core = core_words(item.description)
-        if len(core) >= 5:
-            self.cores.setdefault(core, number)
+        if len(core) >= CORE and core not in self.cores:
+            self.cores[core] = number
+            self.core_starts[core[:CORE]].append(core)
 
     def find(self, text: str, *, code: str = "", name: str = "", description: str = "") -> tuple[str, str] | None:
         """(set, reason) of the first item that a candidate repeats, or None; `text` and `code` are both trained on."""
@@ -212,8 +215,12 @@ class BenchmarkIndex:
         return (min(shared), "13-gram") if shared else None
 
     def _by_core(self, tokens: list[str]) -> tuple[int, str] | None:
-        sizes = {len(core) for core in self.cores if len(core) <= len(tokens)}
-        held = [self.cores[gram] for size in sizes for gram in grams(tokens, size) if gram in self.cores]
+        held = [
+            self.cores[core]
+            for at in range(len(tokens) - CORE + 1)
+            for core in self.core_starts.get(tuple(tokens[at : at + CORE]), ())
+            if tuple(tokens[at : at + len(core)]) == core
+        ]
         return (min(held), "description") if held else None
 
     def _by_meaning(self, name: str, description: str) -> tuple[int, str] | None:

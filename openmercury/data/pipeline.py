@@ -168,7 +168,7 @@ def _deduplicate(recipe: PrepareRecipe, paths: Sequence[Path], tally: Tally, wat
     tally.drops.update({(DEDUP, reason): count for reason, count in Counter(found.values()).items()})
     tally.documents[DEDUP] = int(first[-1])
     tally.bytes[DEDUP] = sum(int(one.sizes.sum()) for one in prints)
-    tally.seconds[DEDUP] = time.perf_counter() - start
+    tally.spent(DEDUP, time.thread_time() - start)
     tally.memory[DEDUP] = units.peak_memory()
     watch(DEDUP, 1, 1)
     return kept

@@ -7,17 +7,17 @@ outline of an item's. It may be wrong in one way alone, which costs time: a clos
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from openmercury.data.decontaminate import GRAM, PROMPT_GRAM, BenchmarkIndex, function_keys
+from openmercury.data.decontaminate import CORE, GRAM, PROMPT_GRAM, BenchmarkIndex, function_keys
 from openmercury.data.dedup import run_hashes, tuple_hashes, word_hashes
 from openmercury.data.functions import Def, parse
 
-CORE = 5  # words of the shortest description that `find` looks for
-
 Outline = tuple[object, ...]
+LEADING = 22  # bits of a hash
+SHIFT = np.uint64(64 - LEADING)
 
 
 class Screen:
@@ -25,9 +25,12 @@ class Screen:
 
     def __init__(self, index: BenchmarkIndex) -> None:
         self.index = index
-        cores = (core[:CORE] for core in index.cores)
-        self._runs = {CORE: np.unique(tuple_hashes(cores, CORE)), GRAM: np.unique(tuple_hashes(index.by_gram, GRAM))}
-        self._runs[PROMPT_GRAM] = np.unique(tuple_hashes(index.prompt_grams, PROMPT_GRAM))
+        runs: dict[int, Mapping[tuple[str, ...], object]] = {
+            CORE: index.core_starts,
+            GRAM: index.by_gram,
+            PROMPT_GRAM: index.prompt_grams,
+        }
+        self._runs = {size: Known(tuple_hashes(known, size)) for size, known in runs.items()}
         self._outlines = {outline(node) for item in index.items for node in _functions(parse(item.solution))}
 
     def find(self, text: str, language: str) -> tuple[str, str] | None:
@@ -37,7 +40,7 @@ class Screen:
     def suspects(self, text: str, language: str) -> bool:
         """Whether a close look is needed."""
         runs = run_hashes(word_hashes(text), *self._runs)
-        if any(map(_meets, runs, self._runs.values())):
+        if any(map(Known.meets, self._runs.values(), runs)):
             return True
         return language == "python" and any(map(self._knows, _functions(parse(text))))
 
@@ -78,9 +81,17 @@ def _functions(tree: ast.AST | None) -> Iterator[Def]:
                 waiting.append(node)
 
 
-def _meets(runs: np.ndarray, known: np.ndarray) -> bool:
-    """Whether an element of `runs` is in `known`, which is sorted."""
-    if not len(runs) or not len(known):
-        return False
-    places = np.minimum(np.searchsorted(known, runs), len(known) - 1)
-    return bool((known[places] == runs).any())
+class Known:
+    """A set of hashes that can be asked whether any of many is in it."""
+
+    def __init__(self, hashes: np.ndarray) -> None:
+        self.sorted = np.unique(hashes)
+        # By far most of what is asked for is not there, which a table of the leading bits tells sooner than a search.
+        self.leading = np.zeros(1 << LEADING, bool)
+        self.leading[self.sorted >> SHIFT] = True
+
+    def meets(self, hashes: np.ndarray) -> bool:
+        """Whether any of `hashes` is in the set."""
+        likely = hashes[self.leading[hashes >> SHIFT]]
+        places = np.searchsorted(self.sorted, likely)
+        return bool((self.sorted[np.minimum(places, len(self.sorted) - 1)] == likely).any()) if len(likely) else False

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import re
+import string
 from collections.abc import Sequence
 from typing import Any
 
 from openmercury.errors import DataError
 
 SECRET, EMAIL, PRIVATE_KEY = "<SECRET>", "<EMAIL>", "<PRIVATE_KEY>"
+SHORTEST = 8  # characters of a group that is a secret by itself: shorter ones are kinds of keys
 NO_DETECTORS = "scrubbing needs detect-secrets: pip install 'openmercury[data]', or set scrub=false"
 _LEFT_OUT = ("IPPublicDetector", "KeywordDetector", "PrivateKeyDetector")
 _EMAIL = re.compile(r"(?<![\w.%+/-])[A-Za-z0-9][\w.%+-]{0,63}@((?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24})(?![\w-])")
@@ -21,8 +23,12 @@ _RESERVED = re.compile(r"(?:^|\.)(?:example(?:\.(?:com|org|net))?|test|invalid|l
 _KEY = re.compile(
     r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----(.{20,}?)-----END (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----", re.S
 )
-# All that the detectors find holds a password in a URL or a run like this: the few such lines are all they are shown.
-_SUSPECT = re.compile(r"://[^/\s:@]*:[^/\s@]+@|(?=[A-Za-z_+/=-]{0,40}[0-9])[A-Za-z0-9_+/=-]{20}")
+# All that the detectors find holds a run of RUN such characters with a digit among them, or a password in a URL: they are
+# shown the few lines that do.
+RUN = 20
+_RUN_BYTES = bytes(97 if chr(code) in string.ascii_letters + string.digits + "_+/=-" else 32 for code in range(256))
+_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
+_DIGIT = re.compile("[0-9]")
 
 
 def scrub(text: str) -> tuple[str, int]:
@@ -50,11 +56,11 @@ def _without_emails(text: str) -> tuple[str, int]:
 
 def _without_secrets(text: str) -> tuple[str, int]:
     pieces, done, count = [], 0, 0
-    for found in _SUSPECT.finditer(text):
-        if found.start() < done:
+    for place in _suspect(text):
+        if place < done:
             continue
-        start = text.rfind("\n", 0, found.start()) + 1
-        end = text.find("\n", found.start())
+        start = text.rfind("\n", 0, place) + 1
+        end = text.find("\n", place)
         end = len(text) if end < 0 else end
         line = text[start:end]
         for secret in secrets(line):
@@ -65,12 +71,27 @@ def _without_secrets(text: str) -> tuple[str, int]:
     return "".join((*pieces, text[done:])), count
 
 
+def _suspect(text: str) -> list[int]:
+    """Places in lines that may hold a secret, in order."""
+    places = [found.start() for found in _PASSWORD.finditer(text)] if "://" in text else []
+    runs = text.encode("ascii", "replace").translate(_RUN_BYTES)  # one byte a character
+    begin = runs.find(b"a" * RUN)
+    while begin >= 0:
+        end = runs.find(b" ", begin)
+        end = len(runs) if end < 0 else end
+        if _DIGIT.search(text, begin, end):
+            places.append(begin)
+        begin = runs.find(b"a" * RUN, end)
+    return sorted(places)
+
+
 def secrets(line: str) -> list[str]:
-    """The secrets of one line, longest first."""
+    """The secrets of one line, longest first: of a match the longest group, or all of it where its groups are short."""
     found: set[str] = set()
     for pattern in patterns():
-        for match in pattern.findall(line):
-            found.update(part for part in ((match,) if isinstance(match, str) else match) if len(part) >= 8)
+        for match in pattern.finditer(line):
+            part = max((group or "" for group in match.groups()), key=len, default="")
+            found.add(part if len(part) >= SHORTEST else match[0].strip("\"' =:"))
     return sorted(found, key=lambda one: (-len(one), one))
 
 

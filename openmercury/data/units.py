@@ -6,6 +6,7 @@ One safetensors file, written whole or not at all: items as compressed JSON, the
 from __future__ import annotations
 
 import json
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -39,14 +40,18 @@ def write(path: Path, items: Iterable[Item], tally: Tally, recipe: DedupRecipe, 
     packed: list[bytes] = []
     digests, sizes, sets = [], [], []
     for item in items:
+        start = time.thread_time()
         packed.append(packer.compress(json.dumps(_row(item), ensure_ascii=True).encode() + b"\n"))
         told = _told(item)
         digests.append(digest(told))
         sizes.append(_size(item))
         if recipe.near:
             sets.append(shingles(told, recipe.shingle))
+        tally.saw("fingerprint", _size(item), time.thread_time() - start)
     packed.append(packer.flush())
+    start = time.thread_time()
     told_bands = bands(sets, recipe, seed) if recipe.near else np.zeros((len(sizes), 0), np.uint64)
+    tally.spent("fingerprint", time.thread_time() - start)
     tally.memory["read"] = peak_memory()
     arrays: dict[str, np.ndarray] = {
         "items": np.frombuffer(b"".join(packed), np.uint8),
