@@ -23,8 +23,8 @@ _RESERVED = re.compile(r"(?:^|\.)(?:example(?:\.(?:com|org|net))?|test|invalid|l
 _KEY = re.compile(
     r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----(.{20,}?)-----END (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----", re.S
 )
-# All that the detectors find holds a run of RUN such characters with a digit among them, or a password in a URL: they are
-# shown the few lines that do.
+# All that the detectors find holds a run of RUN such characters with a digit among them, or a password in a URL. They
+# are shown the few lines that do.
 RUN = 20
 _RUN_BYTES = bytes(97 if chr(code) in string.ascii_letters + string.digits + "_+/=-" else 32 for code in range(256))
 _PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
