@@ -183,8 +183,9 @@ def join(names: Iterable[str], word: str = "AND") -> str:
 
 @dataclass
 class Folders:
-    """Which licence holds in which folder: the nearest one above a file that says anything."""
+    """Which licence holds in which folder: the nearest one above a file that says anything, else `default`."""
 
+    default: str = ""
     declared: dict[str, list[str]] = field(default_factory=dict)
     found: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -199,7 +200,7 @@ class Folders:
         self.found.setdefault(folder, {})[name] = by_text(text)
 
     def of(self, path: str) -> str:
-        """The expression that holds for a file; "" where none is known."""
+        """The expression that holds for a file."""
         folder = path
         while folder:
             folder = folder.rpartition("/")[0]
@@ -209,4 +210,4 @@ class Folders:
                 names = self.found[folder]
                 choice = len(names) > 1 and all(map(_CHOICE.fullmatch, names))
                 return join(names.values(), "OR" if choice else "AND")
-        return ""
+        return self.default

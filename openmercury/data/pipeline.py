@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -221,7 +222,7 @@ def _write_one(recipe: PrepareRecipe, given: tuple[ShardPlan, Path]) -> int:
         for number, item in enumerate(units.read_items(unit)):
             if number in wanted:
                 start = time.thread_time()
-                examples += _examples(item, recipe, tokenizer)
+                examples += map(_small, _examples(item, recipe, tokenizer))
                 size = len(item.text) if isinstance(item, Document) else len(item.before.text) + len(item.after.text)
                 tally.saw("examples", size, time.thread_time() - start)
     start = time.thread_time()
@@ -242,6 +243,12 @@ def _examples(item: Item, recipe: PrepareRecipe, tokenizer: Tokenizer) -> list[E
     if isinstance(item, Document):
         return make_examples(item, recipe.examples, tokenizer)
     return make_edit_examples(item.before, item.after, recipe.examples, tokenizer)
+
+
+def _small(example: Example) -> Example:
+    """The same in a ninth of the memory: a shard's worth of Python integers is several hundred MB."""
+    loss = example.loss if isinstance(example.loss, int) else array("b", example.loss)
+    return example._replace(ids=array("i", example.ids), loss=loss)
 
 
 @functools.lru_cache(maxsize=1)

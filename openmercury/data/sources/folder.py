@@ -19,8 +19,7 @@ def plan(number: int, source: FolderSource, limits: Limits) -> Plan:
     if not source.path.is_dir():
         raise DataError(f"{source.path} is not a folder: correct `path` of source {number + 1}")
     made, wanted = Plan(), []
-    folders = licences.Folders()
-    folders.declare("", source.licence)
+    folders = licences.Folders(source.licence)
     for path in _walk(source.path, made):
         name = path.relative_to(source.path).as_posix()
         if licences.is_licence_file(name):

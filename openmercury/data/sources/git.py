@@ -26,8 +26,7 @@ def plan(number: int, source: GitSource, limits: Limits) -> Plan:
     """Batches of blobs of HEAD, or runs of commits. Raises DataError when `path` is no repository with a commit."""
     head = _git(source.path, "rev-parse", "--verify", "HEAD", problem=number).strip().decode()
     made, wanted, sizes = Plan(), [], []
-    folders = licences.Folders()
-    folders.declare("", source.licence)
+    folders = licences.Folders(source.licence)
     for line in _git(source.path, "ls-tree", "-r", "-l", "-z", head).decode("utf-8", "replace").split("\0")[:-1]:
         facts, _, name = line.partition("\t")
         mode, kind, blob, size = facts.split()

@@ -46,9 +46,9 @@ def read(source: HubSource, unit: Unit, limits: Limits) -> Iterator[Raw | RawEdi
     try:
         with _open(source, revision, name) as file:
             if name.endswith(".parquet"):
-                yield from parquet_rows(file, source.columns, name, int(group))
+                yield from parquet_rows(file, source, name, int(group))
             elif name.endswith(JSONL):
-                yield from jsonl_rows(open_packed(file, name), source.columns, name, limits, 0, None)
+                yield from jsonl_rows(open_packed(file, name), source, name, limits, 0, None)
             else:
                 yield Drop("neither Parquet nor JSON Lines")
     except broken as error:

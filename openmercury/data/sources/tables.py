@@ -7,14 +7,15 @@ import json
 import lzma
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from openmercury.data import languages, licences
 from openmercury.data.sources.base import Drop, Limits, Plan, Raw, RawEdit, Unit, stamp
-from openmercury.data.sources.config import Columns, JsonlSource, ParquetSource
+from openmercury.data.sources.config import HubSource, JsonlSource, ParquetSource
 from openmercury.errors import DataError
 
 RANGE_BYTES = 32_000_000  # of a plain .jsonl that one unit reads
+Table: TypeAlias = JsonlSource | ParquetSource | HubSource
 JSONL = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.xz", ".jsonl.zst", ".json.gz")
 NO_PARQUET = "reading Parquet needs pyarrow: pip install 'openmercury[data]'"
 NO_ZSTD = "reading .zst files needs zstandard: pip install 'openmercury[data]'"
@@ -50,11 +51,11 @@ def read_jsonl(source: JsonlSource, unit: Unit, limits: Limits) -> Iterator[Raw 
     path = Path(name)
     if path.suffix in (".jsonl", ".ndjson"):
         with path.open("rb") as file:
-            yield from jsonl_rows(file, source.columns, path.name, limits, int(start), int(end))
+            yield from jsonl_rows(file, source, path.name, limits, int(start), int(end))
         return
     try:
         with open_packed(path.open("rb"), path.name) as file:
-            yield from jsonl_rows(file, source.columns, path.name, limits, 0, None)
+            yield from jsonl_rows(file, source, path.name, limits, 0, None)
     except (OSError, EOFError, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -65,7 +66,7 @@ def read_parquet(source: ParquetSource, unit: Unit) -> Iterator[Raw | RawEdit | 
     """The rows of one row group."""
     name, _, group = unit.items[0]
     with Path(name).open("rb") as file:
-        yield from parquet_rows(file, source.columns, Path(name).name, int(group))
+        yield from parquet_rows(file, source, Path(name).name, int(group))
 
 
 def open_packed(file: IO[bytes], name: str) -> IO[bytes]:
@@ -86,7 +87,7 @@ def open_packed(file: IO[bytes], name: str) -> IO[bytes]:
 
 
 def jsonl_rows(
-    file: IO[bytes], columns: Columns, name: str, limits: Limits, start: int, end: int | None
+    file: IO[bytes], source: Table, name: str, limits: Limits, start: int, end: int | None
 ) -> Iterator[Raw | RawEdit | Drop]:
     """Rows whose lines begin in [start, end)."""
     longest = 8 * limits.max_file_bytes  # as much as escapes may add
@@ -108,7 +109,7 @@ def jsonl_rows(
             except ValueError:
                 yield Drop("no JSON")
                 continue
-            yield take_row(row, columns, f"{name}:{place}") if isinstance(row, dict) else Drop("no JSON object")
+            yield take_row(row, source, f"{name}:{place}") if isinstance(row, dict) else Drop("no JSON object")
 
 
 def _skip_line(file: IO[bytes], piece: int) -> int:
@@ -131,16 +132,16 @@ def parquet_groups(file: IO[bytes], name: str) -> list[int]:
     return [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
 
 
-def parquet_rows(file: IO[bytes], columns: Columns, name: str, group: int) -> Iterator[Raw | RawEdit | Drop]:
+def parquet_rows(file: IO[bytes], source: Table, name: str, group: int) -> Iterator[Raw | RawEdit | Drop]:
     """Rows of one row group, read in small batches."""
     pq, broken = _parquet()
     try:
         table = pq.ParquetFile(file)
-        known = [one for one in columns.named() if one in table.schema_arrow.names]
+        known = [one for one in source.columns.named() if one in table.schema_arrow.names]
         number = 0
         for batch in table.iter_batches(batch_size=256, row_groups=[group], columns=known):
             for row in batch.to_pylist():
-                yield take_row(row, columns, f"{name}:{group}:{number}")
+                yield take_row(row, source, f"{name}:{group}:{number}")
                 number += 1
     except broken:
         yield Drop("broken archive")
@@ -155,8 +156,9 @@ def _parquet() -> tuple[Any, tuple[type[Exception], ...]]:
     return pq, (pyarrow.ArrowException, OSError)
 
 
-def take_row(row: Mapping[str, Any], columns: Columns, place: str) -> Raw | RawEdit | Drop:
+def take_row(row: Mapping[str, Any], source: Table, place: str) -> Raw | RawEdit | Drop:
     """A row as a file or an edit; `place` is its id where the data set has none."""
+    columns = source.columns
     told = row.get(columns.language) if columns.language else None
     language = columns.all_rows_are if told is None else languages.by_label(str(told)) or ""
     if not language and told is not None:
@@ -172,7 +174,7 @@ def take_row(row: Mapping[str, Any], columns: Columns, place: str) -> Raw | RawE
     def raw(column: str, mark: str = "") -> Raw | None:
         text = row.get(column)
         data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else None
-        return None if data is None else Raw(identity + mark, path, data, licence or "", language)
+        return None if data is None else Raw(identity + mark, path, data, licence or source.licence, language)
 
     if not columns.before:
         return raw(columns.text) or Drop("row without text")
