@@ -216,7 +216,8 @@ def _shard_plans(recipe: PrepareRecipe, kept: Sequence[Kept]) -> Iterator[ShardP
 def _write_one(recipe: PrepareRecipe, given: tuple[ShardPlan, Path]) -> int:
     plan, path = given
     tokenizer = _tokenizer(recipe.tokenizer)
-    tally, examples = Tally(), []
+    tally = Tally()
+    examples: list[Example] = []
     for unit, numbers in plan.pieces:
         wanted = set(numbers)
         for number, item in enumerate(units.read_items(unit)):
@@ -247,8 +248,7 @@ def _examples(item: Item, recipe: PrepareRecipe, tokenizer: Tokenizer) -> list[E
 
 def _small(example: Example) -> Example:
     """The same in a ninth of the memory: a shard's worth of Python integers is several hundred MB."""
-    loss = example.loss if isinstance(example.loss, int) else array("b", example.loss)
-    return example._replace(ids=array("i", example.ids), loss=loss)
+    return example._replace(ids=array("i", example.ids))
 
 
 @functools.lru_cache(maxsize=1)

@@ -19,7 +19,7 @@ from openmercury.data.sources.folder import batches
 from openmercury.errors import DataError
 
 COMMITS_A_UNIT = 200
-_TRAILER = re.compile(r"^(?:[A-Z][A-Za-z]+-[Bb]y|Change-Id|Co-[Aa]uthored-[Bb]y|Reviewed-on|git-svn-id):.*$", re.M)
+_TRAILER = re.compile(r"^(?:[A-Z][A-Za-z-]*-[Bb]y|Change-Id|Reviewed-on|git-svn-id):.*$", re.M)
 
 
 def plan(number: int, source: GitSource, limits: Limits) -> Plan:
