@@ -15,7 +15,7 @@ import typer
 
 from openmercury.cli.options import option
 from openmercury.cli.prepare import prepare
-from openmercury.cli.rows import show
+from openmercury.cli.rows import chats, show
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML recipe.")]
 Overrides = Annotated[
@@ -34,22 +34,36 @@ def register(app: typer.Typer) -> None:
     data.command(name="prepare")(prepare)
     data.command(name="prompts")(prompts)
     data.command(name="generate")(generate)
+    data.command(name="chats")(chats)
     data.command(name="show")(show)
     app.add_typer(data, name="data")
 
 
-def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Train an adapter; goes on by itself where an interrupted run stopped.
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, option("Print the resolved recipe, memory by part, operations and time.", "--dry-run")
+    ] = False,
+    gpu: Annotated[str, option("Of --dry-run: the GPU whose peak is meant.", metavar="NAME")] = "H100",
+    gpus: Annotated[int, typer.Option(min=1, help="Of --dry-run: how many of them.")] = 1,
+    mfu: Annotated[float, typer.Option(min=0.01, max=1.0, help="Of --dry-run: the share of the peak reached.")] = 0.4,
+) -> None:
+    """Train an adapter, or all weights; goes on by itself where an interrupted run stopped.
 
     On several GPUs: torchrun --nproc-per-node N -m openmercury train RECIPE
     """
+    from openmercury.cli import training
     from openmercury.cli.show import waiting
 
     _read(recipe)
+    if dry_run:
+        print(training.dry_run(recipe, list(overrides or ()), gpu, gpus, mfu))
+        return
     with waiting("starting") if os.environ.get("RANK", "0") == "0" else nullcontext():  # one spinner, not N
         from openmercury.train.trainer import run_recipe
 
-    run_recipe(recipe, list(overrides or ()))
+    run_recipe(recipe, list(overrides or ()), training.make_probes)
 
 
 def prompts(

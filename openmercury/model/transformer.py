@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +33,17 @@ class LayerAttend(Protocol):
     def __call__(self, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
 class StagedAttend(Protocol):
-    """An `Attend` that hands out an object for each layer: of one kind, so that a layer is compiled once for all."""
+    """An `Attend` for training: it hands out an object for each layer and gets the layer's keys and values back.
+
+    These objects are of one kind, so that a layer is compiled once for all. Keys and values leave a layer as results of
+    its call, since what shards or recomputes layers must see them.
+    """
 
     def at(self, layer: int) -> LayerAttend: ...
 
-
-def _at(attend: Attend | StagedAttend, layer: int) -> LayerAttend:
-    return attend.at(layer) if hasattr(attend, "at") else partial(attend, layer)
+    def keep(self, layer: int, key_BNGE: Tensor, value_BNGE: Tensor) -> None: ...
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
@@ -163,10 +166,10 @@ class Layer(nn.Module):
         gate: Tensor | None,
         adapter: LayerAdapter | None,
         attend: LayerAttend,
-    ) -> Tensor:
-        """[B, N, D] → [B, N, D]; one call, for what shards or recomputes a layer hooks onto calls."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, N, D] → [B, N, D], and the keys and values [B, N, G, E]."""
         query, key, value = self.before(x_BND, cos, sin, gate, adapter)
-        return self.after(x_BND, attend(query, key, value), gate, adapter)
+        return self.after(x_BND, attend(query, key, value), gate, adapter), key, value
 
 
 class Transformer(nn.Module):
@@ -219,7 +222,10 @@ class Transformer(nn.Module):
         gate = None if noisy_BN is None or self.adapter is None else noisy_BN[..., None].to(x.dtype)
         for index, layer in enumerate(self.layers):
             adapter = None if self.adapter is None else cast(LayerAdapter, self.adapter.layers[index])
-            x = layer(x, cos, sin, gate, adapter, _at(attend, index))
+            seen = attend.at(index) if isinstance(attend, StagedAttend) else partial(attend, index)
+            x, key, value = layer(x, cos, sin, gate, adapter, seen)
+            if isinstance(attend, StagedAttend):
+                attend.keep(index, key, value)
             if states is not None:
                 states.append(x)
         return cast(Tensor, self.norm(x))

@@ -109,34 +109,32 @@ def _attend(query_BQHE: Tensor, key_BKGE: Tensor, value_BKGE: Tensor, mask: Mask
     return cast(Tensor, out.transpose(1, 2))
 
 
-class CleanLayer:
-    """One layer's attention of the clean half; keeps keys and values [B, L, G, E] for the noisy half."""
-
-    key: Tensor
-    value: Tensor
+class RowAttend:
+    """Attention of one layer within rows, under a mask."""
 
     def __init__(self, mask: Mask) -> None:
         self.mask = mask
 
     def __call__(self, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor:
-        self.key, self.value = key_BNGE, value_BNGE
         return _attend(query_BNHE, key_BNGE, value_BNGE, self.mask)
 
 
 class CleanAttend:
-    """Attention of the clean half; `layers` are those that have run."""
+    """Attention of the clean half; `stored` are the keys and values [B, L, G, E] of the layers that have run."""
 
     def __init__(self, document_BL: Tensor) -> None:
         rows, length = document_BL.shape
         self.document = document_span(document_BL)
         self.mask = build_mask(clean_visible(self.document), rows, length, length, document_BL.device)
-        self.layers: list[CleanLayer] = []
+        self.stored: list[tuple[Tensor, Tensor]] = []
 
-    def at(self, layer: int) -> CleanLayer:
+    def at(self, layer: int) -> RowAttend:
         """See `StagedAttend`."""
-        assert layer == len(self.layers)
-        self.layers.append(CleanLayer(self.mask))
-        return self.layers[-1]
+        return RowAttend(self.mask)
+
+    def keep(self, layer: int, key_BNGE: Tensor, value_BNGE: Tensor) -> None:
+        """See `StagedAttend`."""
+        self.stored.append((key_BNGE, value_BNGE))
 
 
 class _Spread(torch.autograd.Function):
@@ -183,12 +181,14 @@ class NoisyAttend:
         before = Span(before.first, torch.where(chosen_BL, before.end, 0))
         together = Span(*(torch.where(chosen_BL, own, place + i) for i, own in enumerate(together)))
         self.mask = build_mask(noisy_visible(before, together), rows, length, 2 * length, at_T.device)
-        self.clean, self.at_T = clean, at_T
+        self.stored, self.at_T = clean.stored, at_T
 
     def at(self, layer: int) -> NoisyLayer:
         """See `StagedAttend`."""
-        clean = self.clean.layers[layer]
-        return NoisyLayer(clean.key, clean.value, self.mask, self.at_T)
+        return NoisyLayer(*self.stored[layer], self.mask, self.at_T)
+
+    def keep(self, layer: int, key_BNGE: Tensor, value_BNGE: Tensor) -> None:
+        """Nobody reads them."""
 
 
 class NoisyLayer:
@@ -217,6 +217,9 @@ class DocumentAttend:
         rule = document_visible(document_span(document_BL))
         self.mask = build_mask(rule, rows, length, length, document_BL.device)
 
-    def at(self, layer: int) -> CleanLayer:
+    def at(self, layer: int) -> RowAttend:
         """See `StagedAttend`."""
-        return CleanLayer(self.mask)
+        return RowAttend(self.mask)
+
+    def keep(self, layer: int, key_BNGE: Tensor, value_BNGE: Tensor) -> None:
+        """Nobody reads them."""

@@ -10,6 +10,7 @@ right k-th drafts among those whose forerunners were right and were followed by 
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -112,8 +113,13 @@ class Evaluation:
             with tempfile.TemporaryDirectory(dir=trainer.recipe.out, prefix="eval-") as folder, torch.enable_grad():
                 out = Path(folder) / "checkpoint"
                 export_tensors(trainer.recipe, whole, out, "F32" if trainer.recipe.adapted else "BF16", link=True)
+                if trainer.device.type == "cuda":
+                    torch.cuda.empty_cache()  # the engine takes its own share of what is free
                 for probe in self.probes:
                     found |= probe(out)
+                if trainer.device.type == "cuda":
+                    gc.collect()
+                    torch.cuda.empty_cache()
         trainer.world.barrier()
         return found
 

@@ -21,7 +21,7 @@ Span: TypeAlias = tuple[int, int]  # characters, the end not included
 Placed: TypeAlias = ast.stmt | ast.expr | ast.keyword
 
 MOST = 2000  # characters of a hole: about the 512 tokens that requests ask for
-LEAST = 2
+LEAST = 4
 _SKIPPED = re.compile(
     r"\"\"\".*?\"\"\"|'''.*?'''|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`|//[^\n]*|/\*.*?\*/|#[^\n]*"
     r"|(?P<bracket>[()\[\]{}])",
@@ -32,13 +32,17 @@ _CLOSING = {")": "(", "]": "[", "}": "{"}
 
 def random_span(text: str, drawn: random.Random) -> Span:
     """Short holes are as likely as long ones: the logarithm of the length is uniform. Not all of the text."""
-    length = round(math.exp(drawn.uniform(0, math.log(min(MOST, len(text) - 1)))))
+    most = min(MOST, len(text) - 1)
+    length = round(math.exp(drawn.uniform(math.log(min(LEAST, most)), math.log(most))))
     begin = drawn.randint(0, len(text) - length)
     return begin, begin + length
 
 
 def syntax_span(text: str, language: str, drawn: random.Random) -> Span | None:
-    """A node: first its kind is drawn, then one of those; None where there are none."""
+    """A node: first its kind is drawn, then one of those, by the root of its length; None where there are none.
+
+    Most nodes are a word or two. Drawn alike, they would leave next to nothing of a row to train on.
+    """
     kinds = _python(text) if language == "python" else None
     if kinds is None:
         kinds = {
@@ -48,12 +52,17 @@ def syntax_span(text: str, language: str, drawn: random.Random) -> Span | None:
         }
     usable = {kind: [span for span in spans if _fits(span, text)] for kind, spans in kinds.items()}
     known = sorted(kind for kind, spans in usable.items() if spans)
-    return drawn.choice(usable[drawn.choice(known)]) if known else None
+    if not known:
+        return None
+    spans = usable[drawn.choice(known)]
+    return drawn.choices(spans, [math.sqrt(end - begin) for begin, end in spans])[0]
 
 
 def _fits(span: Span, text: str) -> bool:
     begin, end = span
-    return LEAST <= end - begin <= MOST and end - begin < len(text) and bool(text[begin:end].strip())
+    return (
+        min(LEAST, len(text) - 1) <= end - begin <= MOST and end - begin < len(text) and bool(text[begin:end].strip())
+    )
 
 
 def definitions(document: Document) -> list[str]:
