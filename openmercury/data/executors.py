@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -29,7 +32,7 @@ def run_here(job: Callable[[InputT], int], inputs: Sequence[InputT], workers: in
         return
     # Fresh processes: a fork of one that has threads (the progress bar's) may hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(inputs)), mp_context=context, initializer=_settle) as pool:
+    with ProcessPoolExecutor(min(workers, len(inputs)), mp_context=context, initializer=_begin) as pool:
         waiting = [pool.submit(job, one) for one in inputs]
         try:
             for done in as_completed(waiting):
@@ -41,7 +44,7 @@ def run_here(job: Callable[[InputT], int], inputs: Sequence[InputT], workers: in
 
 
 def run_on_ray(job: Callable[[InputT], int], inputs: Sequence[InputT], workers: int, address: str) -> Iterator[int]:
-    """The same through Ray Data, on the cluster at `address` ("" starts one here with that many workers).
+    """The same through Ray Data, `workers` at a time, on the cluster at `address` ("" starts one here of that size).
 
     All machines must see the working folder under one path. Raises DataError as `run_here` does.
     """
@@ -62,7 +65,7 @@ def run_on_ray(job: Callable[[InputT], int], inputs: Sequence[InputT], workers: 
 
     rows = ray.data.from_items([{"item": one} for one in inputs], override_num_blocks=len(inputs))
     try:
-        for row in rows.map(one).iter_rows():
+        for row in rows.map(one, concurrency=workers).iter_rows():
             yield row["done"]
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None)
@@ -71,9 +74,24 @@ def run_on_ray(job: Callable[[InputT], int], inputs: Sequence[InputT], workers: 
         raise DataError(f"Ray gave up ({' '.join(str(error).split())[:200]}): start again, and it goes on") from None
 
 
+def _begin() -> None:
+    """What a process of ours does before its first job."""
+    _settle()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word: the main process tells
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose main process was killed would wait for more work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
 def _settle() -> None:
-    """What suits a worker that reads many files."""
-    # Workers are processes already: threads of the tokenizer would only take turns with them.
+    """What suits a process that reads many files."""
+    # Threads of the tokenizer would only take turns with the other workers.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Syntax trees are many objects in no cycle; looking for cycles took half of the time to make them.
     gc.set_threshold(200_000, 50, 50)

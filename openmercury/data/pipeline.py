@@ -12,6 +12,7 @@ rest; neither that nor the number of workers changes a bit of the shards or the 
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import json
@@ -21,6 +22,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -33,7 +35,7 @@ from openmercury.data.dedup import duplicates
 from openmercury.data.document import Document
 from openmercury.data.examples import make_edit_examples, make_examples
 from openmercury.data.shards import MANIFEST, Example, Manifest, read_manifest, write_manifest, write_shard, write_whole
-from openmercury.data.sources import Limits, Unit
+from openmercury.data.sources import Limits, Plan, Unit
 from openmercury.data.stages import DEDUP, Item, Tally
 from openmercury.errors import DataError
 from openmercury.text.tokenizer import Tokenizer
@@ -71,13 +73,18 @@ def prepare(recipe: PrepareRecipe, watch: Watch = lambda *_: None) -> Outcome | 
     if recipe.scrub:
         scrub.patterns()
     stages.build(recipe)  # what is missing should be told before the work, not by a worker
-    tokenizer = _tokenizer(recipe.tokenizer)
-    work = recipe.out / ".work"
     plan = [sources.plan(number, source, _limits(recipe)) for number, source in enumerate(recipe.sources)]
     listed = [unit for part in plan for unit in part.units]
-    told = _told(recipe, tokenizer, listed)
+    told = _told(recipe, listed)
     if _is_made(recipe.out, told):
         return None
+    work = recipe.out / ".work"
+    with _alone(work):
+        return _make(recipe, plan, told, work, watch)
+
+
+def _make(recipe: PrepareRecipe, plan: Sequence[Plan], told: dict[str, Any], work: Path, watch: Watch) -> Outcome:
+    listed = [unit for part in plan for unit in part.units]
     tally = Tally()
     seconds: dict[str, float] = {}
     for part in plan:
@@ -278,11 +285,11 @@ def _is_made(out: Path, told: dict[str, Any]) -> bool:
     raise DataError(f"{out} holds shards of another recipe or of other sources: name another `out`, or delete it")
 
 
-def _told(recipe: PrepareRecipe, tokenizer: Tokenizer, listed: Sequence[Unit]) -> dict[str, Any]:
+def _told(recipe: PrepareRecipe, listed: Sequence[Unit]) -> dict[str, Any]:
     """What the manifest says of its making: the recipe, and a hash of all units that were read."""
     return {
         "prepare": _plain(recipe),
-        "tokenizer": tokenizer.fingerprint,
+        "tokenizer": _tokenizer(recipe.tokenizer).fingerprint,
         "benchmarks": stages.benchmarks_hash(recipe),
         "units": len(listed),
         "sources": _key([unit.items for unit in listed]),
@@ -305,6 +312,18 @@ def _why(tally: Tally) -> str:
         return "the sources hold no files; correct their paths"
     (stage, reason), count = most[0]
     return f"{count} files were dropped by {stage} ({reason}); correct the sources or loosen the recipe"
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Raises DataError while another run works in the same folder: both would write the same files."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with (work / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+    except BlockingIOError:
+        raise DataError(f"another run is at work in {work.parent}: wait for it, or name another `out`") from None
 
 
 class _Clock:

@@ -152,7 +152,14 @@ def test_an_empty_corpus_and_a_full_disk_are_told(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(DataError, match="No space left on device"):
         pipeline.prepare(recipe(tmp_path / "full", "out"))
-    assert not [path for path in (tmp_path / "full" / "out").rglob("*") if path.is_file()]
+    assert [path.name for path in (tmp_path / "full" / "out").rglob("*") if path.is_file()] == ["lock"]
+
+
+@pytest.mark.usefixtures("inline")
+def test_two_runs_do_not_write_the_same_folder(tmp_path: Path) -> None:
+    given = recipe(tree(tmp_path), "out")
+    with pipeline._alone(given.out / ".work"), pytest.raises(DataError, match="another run is at work"):
+        pipeline.prepare(given)
 
 
 @pytest.mark.slow
