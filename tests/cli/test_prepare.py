@@ -10,6 +10,9 @@ from openmercury.cli import main
 from openmercury.data import executors
 from openmercury.llm import default_model
 
+pytest.importorskip("detect_secrets")
+pytest.importorskip("rensa")
+
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -22,6 +22,9 @@ from openmercury.errors import DataError
 from openmercury.llm import default_model
 from openmercury.text.tokenizer import Tokenizer
 
+pytest.importorskip("detect_secrets")
+pytest.importorskip("rensa")
+
 MIT = (
     "Permission is hereby granted, free of charge, to any person obtaining a copy of this software … The above "
     "copyright notice "

@@ -8,7 +8,8 @@ import lzma
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
 from pydantic import TypeAdapter
@@ -187,6 +188,42 @@ def test_parquet_by_row_groups(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").write_bytes(b"no table")
     with pytest.raises(DataError, match="no whole Parquet file"):
         items(source)
+
+
+class Hub:
+    """Stands in for huggingface_hub: one data set whose files lie in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def HfApi(self) -> Hub:
+        return self
+
+    def HfFileSystem(self) -> Hub:
+        return self
+
+    def dataset_info(self, repo: str, *, revision: str, files_metadata: bool) -> SimpleNamespace:
+        assert (repo, revision, files_metadata) == ("owner/name", "main", True)
+        found = [SimpleNamespace(rfilename=path.name, size=path.stat().st_size) for path in self.folder.iterdir()]
+        return SimpleNamespace(sha="c0ffee", siblings=found)
+
+    def open(self, path: str, mode: str, *, revision: str) -> IO[bytes]:
+        assert (mode, revision) == ("rb", "c0ffee")
+        return (self.folder / path.removeprefix("datasets/owner/name/")).open("rb")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "parquet"])
+def test_a_hub_data_set_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "rows.parquet", row_group_size=20)
+    (tmp_path / "rows.jsonl").write_bytes(lines(ROWS))
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(lines(ROWS)))
+    monkeypatch.setattr("openmercury.data.sources.hub._hub", lambda: (Hub(tmp_path), (ConnectionError,)))
+    source = {"kind": "hub", "repo": "owner/name", "files": f"*.{ending}", "columns": COLUMNS}
+    assert texts(items(source)) == {row["path"]: row["content"].encode() for row in ROWS}
+    with pytest.raises(DataError, match="has no file that fits"):
+        items({**source, "files": "*.csv"})
 
 
 @pytest.mark.parametrize(
