@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from openmercury.cli.options import option
+from openmercury.cli.prepare import prepare
 from openmercury.cli.rows import chats, show
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML recipe.")]
@@ -30,6 +31,7 @@ data = typer.Typer(help="Make and look at training data.")
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(name="train")(train)
+    data.command(name="prepare")(prepare)
     data.command(name="prompts")(prompts)
     data.command(name="generate")(generate)
     data.command(name="chats")(chats)
@@ -80,7 +82,7 @@ def prompts(
 
     settings = load_config(PromptRecipe, recipe)
     with waiting(f"writing prompts from {len(settings.packages)} packages"):
-        from openmercury.data.prepare import prepare_prompts
+        from openmercury.data.prompt_set import prepare_prompts
 
         print(prepare_prompts(settings, cache, out, eval_data))
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from openmercury.config import Frozen
+from openmercury.data.languages import LANGUAGES
+from openmercury.data.sources.config import Source as TextSource
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Source(Frozen):
@@ -59,9 +63,6 @@ class PromptRecipe(Frozen):
     workers: int = Field(default=2, ge=1)
 
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
 class ExampleRecipe(Frozen):
     """How documents become examples. Shares are probabilities, drawn for each document or piece by its id.
 
@@ -88,3 +89,69 @@ class ExampleRecipe(Frozen):
     no_edit: Share = 0.1
     apply: Share = 0.5
     block_size: Annotated[int, Field(ge=2)] | None = None
+
+
+class FilterRecipe(Frozen):
+    """What a file must be like, in the manner of The Stack v2; lengths are in characters, `max_file_bytes` aside.
+
+    `max_encoded` is the longest run of base64, hexadecimal or escaped bytes, `max_encoded_share` their part of a text.
+    """
+
+    max_file_bytes: Annotated[int, Field(ge=1000)] = 500_000
+    min_characters: Annotated[int, Field(ge=0)] = 50
+    max_lines: Annotated[int, Field(ge=1)] = 20_000
+    max_line: Annotated[int, Field(ge=1)] = 1_000
+    max_mean_line: Annotated[float, Field(gt=0.0)] = 100.0
+    min_alphanumeric: Share = 0.25
+    max_digits: Share = 0.35
+    max_encoded: Annotated[int, Field(ge=1)] = 1_024
+    max_encoded_share: Share = 0.5
+    syntax: bool = True
+
+
+class DedupRecipe(Frozen):
+    """Near-duplicates: MinHash over runs of `shingle` words in `bands` × `rows` hashes finds pairs, and their Jaccard
+    similarity over all runs decides. The first of a group is kept."""
+
+    near: bool = True
+    threshold: Share = 0.8
+    shingle: Annotated[int, Field(ge=1, le=32)] = 5
+    bands: Annotated[int, Field(ge=1)] = 16
+    rows: Annotated[int, Field(ge=1)] = 8
+
+
+class PrepareRecipe(Frozen):
+    """From sources to shards. Paths are relative to the working directory.
+
+    `licences` are the SPDX names that may be used. `eval_data` is the folder of benchmarks to keep out, None the one of
+    the environment; `decontaminate = false` keeps nothing out. `workers`, `executor` and `address` (of a Ray cluster)
+    change nothing of what comes out.
+    """
+
+    out: Path
+    seed: int = 0
+    tokenizer: Path
+    sources: Annotated[tuple[TextSource, ...], Field(min_length=1)]
+    licences: Annotated[frozenset[str], Field(min_length=1)]
+    languages: Annotated[frozenset[str], Field(min_length=1)] = frozenset(LANGUAGES)
+    skip_paths: tuple[str, ...] = ("/_vendor/", "/node_modules/", "/vendor/", "/third_party/")
+    max_archive_bytes: Annotated[int, Field(ge=1_000_000)] = 4_000_000_000
+    filters: FilterRecipe = FilterRecipe()
+    scrub: bool = True
+    dedup: DedupRecipe = DedupRecipe()
+    examples: ExampleRecipe = ExampleRecipe()
+    decontaminate: bool = True
+    eval_data: Path | None = None
+    shard_bytes: Annotated[int, Field(ge=100_000)] = 32_000_000  # of text that goes into one shard
+    pictures: bool = True
+    workers: Annotated[int, Field(ge=1)] = 2
+    executor: Literal["local", "ray"] = "local"
+    address: str = ""
+
+    @field_validator("languages")
+    @classmethod
+    def _known(cls, languages: frozenset[str]) -> frozenset[str]:
+        strange = sorted(languages - set(LANGUAGES))
+        if strange:
+            raise ValueError(f"no language {strange[0]!r} here: known are {', '.join(LANGUAGES)}")
+        return languages

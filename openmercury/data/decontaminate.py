@@ -19,11 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openmercury.data.functions import parse
+from openmercury.data.functions import Def, parse
 from openmercury.errors import DataError
 
 ENVIRONMENT = "OPENMERCURY_EVAL_DATA"
 GRAM, OVERLAP, PROMPT_GRAM = 10, 0.2, 13
+CORE = 5  # words of the shortest description that is looked for
+LONG_BODY = 600  # characters of a name-erased syntax tree that no two authors write alike
 PARAPHRASE, SAME_NAME = 0.75, 0.4
 _STOP_WORDS = (
     "a an the of to in and or for from by with on is are be that which it its as at this given write python function "
@@ -66,19 +68,19 @@ def similarity(left: frozenset[str], right: frozenset[str]) -> float:
 
 
 def tree_keys(code: str) -> set[str]:
-    """Name, arguments and name-erased body of every function in `code`; a long body counts without its name too."""
+    """The keys of every function in `code`."""
     tree = parse(code)
-    keys: set[str] = set()
-    for node in ast.walk(tree) if tree is not None else ():
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            body = [
-                part for part in node.body if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
-            ]
-            shape = re.sub(r"\b(id|arg|name|attr)='\w+'", r"\1", " ".join(ast.dump(part) for part in body))
-            keys.add(f"{node.name}|{[arg.arg for arg in node.args.args]}|{shape}")
-            if len(shape) > 600:
-                keys.add(shape)
-    return keys
+    nodes = ast.walk(tree) if tree is not None else ()
+    found = (function_keys(node) for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return {key for keys in found for key in keys}
+
+
+def function_keys(node: Def) -> list[str]:
+    """Name, arguments and name-erased body of a function; a long body counts without its name too."""
+    body = [part for part in node.body if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))]
+    shape = re.sub(r"\b(id|arg|name|attr)='\w+'", r"\1", " ".join(ast.dump(part) for part in body))
+    key = f"{node.name}|{[arg.arg for arg in node.args.args]}|{shape}"
+    return [key, shape] if len(shape) > LONG_BODY else [key]
 
 
 def eval_folder(given: Path | None) -> Path:
@@ -157,6 +159,7 @@ class BenchmarkIndex:
     by_word: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     meaning: list[frozenset[str]] = field(default_factory=list)
     cores: dict[tuple[str, ...], int] = field(default_factory=dict)
+    core_starts: dict[tuple[str, ...], list[tuple[str, ...]]] = field(default_factory=lambda: defaultdict(list))
 
     @classmethod
     def load(cls, folder: Path) -> BenchmarkIndex:
@@ -188,8 +191,9 @@ class BenchmarkIndex:
         for word in self.meaning[number]:
             self.by_word[word].append(number)
         core = core_words(item.description)
-        if len(core) >= 5:
-            self.cores.setdefault(core, number)
+        if len(core) >= CORE and core not in self.cores:
+            self.cores[core] = number
+            self.core_starts[core[:CORE]].append(core)
 
     def find(self, text: str, *, code: str = "", name: str = "", description: str = "") -> tuple[str, str] | None:
         """(set, reason) of the first item that a candidate repeats, or None; `text` and `code` are both trained on."""
@@ -211,8 +215,12 @@ class BenchmarkIndex:
         return (min(shared), "13-gram") if shared else None
 
     def _by_core(self, tokens: list[str]) -> tuple[int, str] | None:
-        sizes = {len(core) for core in self.cores if len(core) <= len(tokens)}
-        held = [self.cores[gram] for size in sizes for gram in grams(tokens, size) if gram in self.cores]
+        held = [
+            self.cores[core]
+            for at in range(len(tokens) - CORE + 1)
+            for core in self.core_starts.get(tuple(tokens[at : at + CORE]), ())
+            if tuple(tokens[at : at + len(core)]) == core
+        ]
         return (min(held), "description") if held else None
 
     def _by_meaning(self, name: str, description: str) -> tuple[int, str] | None:

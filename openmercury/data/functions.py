@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import inspect
 import re
 import sys
@@ -71,8 +72,12 @@ def functions(document: Document) -> Iterator[Function]:
             yield function
 
 
+@functools.lru_cache(maxsize=1)
 def parse(text: str) -> ast.Module | None:
-    """The syntax tree, or None where the text is not Python of this version."""
+    """The syntax tree, or None where the text is not Python of this version. Callers share it: it must not be changed.
+
+    The last one is kept, since several stages look at the same text one after the other.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

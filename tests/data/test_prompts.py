@@ -14,8 +14,8 @@ from openmercury.data.config import PromptCounts, PromptRecipe
 from openmercury.data.document import Document
 from openmercury.data.exercises import exercises
 from openmercury.data.functions import Function, functions, summary_of
-from openmercury.data.prepare import Pile, choose
 from openmercury.data.prompt import Check, Prompt
+from openmercury.data.prompt_set import Pile, choose
 from openmercury.data.prompts import (
     doctest_asserts,
     fim_prompt,

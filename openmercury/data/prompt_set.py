@@ -26,7 +26,7 @@ from openmercury.data.functions import Function, functions
 from openmercury.data.prompt import Prompt, rank
 from openmercury.data.prompts import fim_prompt, function_prompts
 from openmercury.data.schemas import json_prompts, tool_prompts
-from openmercury.data.sources import fetch_wheel, normal_name, read_wheel
+from openmercury.data.sources.pypi import fetch_wheel, normal_name, read_wheel
 from openmercury.data.tasks import exercise_prompt, gsm8k_prompt, mbpp_prompts, worked_prompts
 from openmercury.data.worked import worked
 from openmercury.errors import DataError
