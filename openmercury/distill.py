@@ -303,7 +303,7 @@ class Pace:
         self.seconds, self.longest = self.seconds + taken, max(self.longest, taken)
 
     def __str__(self) -> str:
-        return f"{self.tokens / 1e6:.2f} M tokens, {self.tokens / max(self.seconds, 1e-9) / 1e3:.1f}k tok/s"
+        return f"{self.tokens:,} tokens, {self.tokens / max(self.seconds, 1e-9):,.0f} tok/s"
 
 
 def _decode(
@@ -345,7 +345,7 @@ def _summary(recipe: DistillRecipe, console: Console) -> None:
         facts = {"recipe": recipe.model_dump(mode="json"), "outcomes": whole.plain()}
         write_manifest(recipe.out, facts)
     told = ", ".join(f"{count:,} {why}" for why, count in whole.outcomes().most_common())
-    console.print(f"{recipe.out}: {told or 'no answers'}; {whole.tokens.total() / 1e6:.2f} M tokens", highlight=False)
+    console.print(f"{recipe.out}: {told or 'no answers'}; {whole.tokens.total():,} tokens", highlight=False)
 
 
 @contextmanager

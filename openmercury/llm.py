@@ -247,10 +247,10 @@ class LLM:
         side has them: at temperature 1, without penalties and constraints."""
         return token_odds(self.engine.model, ids, begin, top)
 
-    def warm_up(self, requests: int, params: SamplingParams | None = None) -> None:
+    def warm_up(self, requests: int, params: SamplingParams | None = None, *, expected: bool = False) -> None:
         """Capture CUDA graphs before they are needed: those that read prompts, and those that decode up to so many
-        requests of these params at once. On a CPU there is nothing to do."""
-        self.engine.warm_up(requests, params or SamplingParams())
+        requests of these params at once, `expected` text and all. On a CPU there is nothing to do."""
+        self.engine.warm_up(requests, params or SamplingParams(), expected=expected)
 
     def record(self) -> EngineStats:
         """Have the engine time its parts from now on; see `engine.stats`."""

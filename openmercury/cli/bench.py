@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
+from openmercury.cli import bench_http
 from openmercury.cli import bench_tables as tables
 from openmercury.cli.errors import UsageProblem
 from openmercury.cli.options import DECODING, MODEL, SHOWN, DtypeName, Settings, flag, given, option
@@ -48,6 +49,7 @@ GOES_WITH = {
     "requests": PROMPTED,
     "baseline": CLOSED,
     "picture": CLOSED,
+    "http": CLOSED,
     "seed": OPEN,
     "baseline_limit": BASELINE,
     "context": BEHIND,
@@ -101,6 +103,9 @@ def bench(
     ] = None,
     baseline_limit: Annotated[int, option("Prompts for the baseline.", panel=LOAD)] = 8,
     json_out: Annotated[Path | None, option("Write the figures here.", "--json", panel=SHOWN, metavar="OUT")] = None,
+    http: Annotated[
+        bool, option("Measure each closed loop over HTTP, too, with the server in this process.", panel=LOAD)
+    ] = False,
     picture: Annotated[
         Path | None, option("Draw speed against concurrency: a .png or .svg file.", panel=SHOWN, metavar="OUT")
     ] = None,
@@ -127,6 +132,8 @@ def bench(
         from openmercury.eval.picture import check
 
         check(picture)
+    if http:
+        bench_http.check()
     modes = _modes(mode, simulated=random_weights is not None)
     report = Report(json_out)
     settings = _start(report, device, dtype, _config(model, random_weights), max([*levels, 1]))
@@ -145,7 +152,7 @@ def bench(
             asked = sets.load(prompts, data, llm.tokenizer).with_limits(limit, max_tokens)
             each = [asked_params(name, asked) for name in modes]
             base = _baseline(llm, asked, baseline_limit) if baseline else None
-            rows = _loops(report, llm, asked, each, Loads(levels, rates, requests, seed), base)
+            rows = _loops(report, llm, asked, each, Loads(levels, rates, requests, seed, http), base)
             if picture is not None:
                 _draw(report, picture, rows, base)
     if positions:
@@ -181,12 +188,13 @@ class Report:
 
 @dataclass(frozen=True)
 class Loads:
-    """Closed loops at `levels`, open loops at `rates`, of so many requests (None: as the help says)."""
+    """Closed loops at `levels`, with `http` over a socket, too; open loops at `rates`; `requests` as the help says."""
 
     levels: list[int]
     rates: list[float]
     requests: int | None
     seed: int
+    http: bool
 
 
 def hardware(device: str) -> str:
@@ -282,7 +290,7 @@ def _loops(
     from openmercury.cli.show import progress
     from openmercury.eval.speed import Bench
 
-    bench, rows = Bench(llm, asked.prompts), list["Speed"]()
+    bench, rows, served = Bench(llm, asked.prompts), list["Speed"](), list[bench_http.Served]()
     report.figures |= {"prompts": asked.name, "prompt_count": len(asked.prompts), "max_tokens": asked.max_tokens}
     print(f"{len(asked.prompts)} prompts of {asked.name}, answers of {asked.max_tokens} tokens at most")
     print(tables.line(tables.SPEED))
@@ -301,6 +309,9 @@ def _loops(
             with progress(f"{params.mode}, {level} at once", count) as advance:
                 bench.warm_up(params, level)
                 tell(bench.closed(params, level, count, advance))
+            if loads.http:
+                served.append(bench_http.over(llm, asked, params, rows[-1]))
+                report.row("served", served[-1])
     for rate in loads.rates:
         count = loads.requests or len(asked.prompts)
         for params in each:
@@ -310,6 +321,10 @@ def _loops(
     print("\n" + tables.line(tables.TIME))
     for row in rows:
         print(tables.line(tables.TIME, tables.time_cells(row)))
+    if served:
+        print("\n" + tables.line(tables.SERVED))
+    for one in served:
+        print(tables.line(tables.SERVED, tables.served_cells(one)))
     return rows
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from openmercury.cli.bench_http import Served
     from openmercury.engine.probe import ForwardTime, Simulated
     from openmercury.eval.baseline import Baseline
     from openmercury.eval.speed import Speed
@@ -19,6 +20,10 @@ SPEED: Columns = (
 TIME: Columns = (
     ("mode", 11), ("load", 10), ("forwards/s", 12), ("rows", 8), ("explained", 11), ("forward", 9), ("head", 8),
     ("idle", 8), ("host", 8), ("KV peak/mean", 14), ("captures", 8),
+)  # fmt: skip
+SERVED: Columns = (
+    ("mode", 11), ("load", 10), ("tok/s", 10), ("over HTTP", 11), ("share", 8), ("CPU µs a token", 16),
+    ("over HTTP", 11), ("chunks/s", 10), ("first byte ms p50/p95", 23), ("first text ms", 18), ("answer ms", 12),
 )  # fmt: skip
 SIMULATED: Columns = (
     ("mode", 11), ("at once", 9), ("width", 7), ("ms/forward", 12), ("forwards/s", 12), ("simulated TPF", 15),
@@ -72,6 +77,23 @@ def time_cells(row: Speed) -> list[str]:
         f"{row.share_host:.1%}",
         f"{row.kv_peak:.1%}/{row.kv_mean:.1%}",
         str(row.captures),
+    ]
+
+
+def served_cells(row: Served) -> list[str]:
+    """One loop without HTTP and over it."""
+    return [
+        row.mode,
+        str(row.concurrency),
+        f"{row.direct_tokens_per_second:.1f}",
+        f"{row.tokens_per_second:.1f}",
+        f"{row.share:.1%}",
+        f"{row.direct_cpu_us:.0f}",
+        f"{row.cpu_us:.0f}",
+        f"{row.chunks / row.seconds:.0f}",
+        f"{row.first_byte_ms_p50:.1f}/{row.first_byte_ms_p95:.1f}",
+        f"{row.first_text_ms_p50:.1f}/{row.first_text_ms_p95:.1f}",
+        f"{row.answer_ms_p50:.0f}/{row.answer_ms_p95:.0f}",
     ]
 
 

@@ -1,4 +1,4 @@
-"""`data show`: what shards hold, and their examples with the part that is trained on in colour.
+"""`data show`: what shards hold, and their examples with what is trained on in colour. `data chats` makes some.
 
 Where there are no colours that part stands between {+ and +}. Tokens are data: no control character of theirs reaches
 the terminal, and nothing in them is read as markup.
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from openmercury.data.shards import Counts, Example, Facts
     from openmercury.text.tokenizer import Tokenizer
 
-KindName = Literal["code", "fim", "chat", "edit", "apply"]  # as in data.shards, whose import would cost the help page
+# As in data.shards, whose import would cost the help page.
+KindName = Literal["code", "fim", "chat", "edit", "apply", "chosen", "rejected"]
 TRAINED, GIVEN, HEAD = "bold green", "dim", "bold"
 MOST = 8  # lines of a table
 
@@ -109,3 +110,34 @@ def _print_example(number: int, example: Example, tokenizer: Tokenizer, console:
         else:
             shown.append(f"{{+{text}+}}" if flag else text)
     console.print(shown)
+
+
+# --- conversations ---------------------------------------------------------------------------------------------------
+
+
+def chats(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSON Lines with `messages`; .gz, .xz too.")],
+    out: Annotated[Path, option("Folder for the shards.", "--out", metavar="FOLDER")],
+    model: Annotated[str | None, option("Checkpoint they are made for.", metavar="FOLDER")] = None,
+    max_tokens: Annotated[int, typer.Option(min=128, help="Of an example: the row length of the run.")] = 2048,
+    eval_data: Annotated[Path | None, option("Folder of the benchmarks to keep out.", metavar="FOLDER")] = None,
+    contaminated: Annotated[bool, option("Keep no benchmarks out.", "--contaminated")] = False,
+) -> None:
+    """Turn conversations into examples whose answers are trained on."""
+    from rich.console import Console
+
+    from openmercury.cli.show import waiting
+    from openmercury.data.config import ExampleRecipe
+    from openmercury.data.conversations import write_conversations
+    from openmercury.data.decontaminate import BenchmarkIndex, eval_folder
+    from openmercury.llm import default_model
+    from openmercury.text.tokenizer import Tokenizer
+
+    benchmarks = None if contaminated else BenchmarkIndex.load(eval_folder(eval_data))
+    tokenizer = Tokenizer.load(default_model() if model is None else Path(model))
+    with waiting(f"reading {len(files)} files"):
+        manifest, drops = write_conversations(files, out, ExampleRecipe(max_tokens=max_tokens), tokenizer, benchmarks)
+    _print_counts(manifest, Console(highlight=False, soft_wrap=True))
+    for reason, count in sorted(drops.items()):
+        if count:
+            print(f"  left out: {count:,} {reason}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from pathlib import Path
@@ -15,9 +16,9 @@ from openmercury.errors import ConfigError, UnsupportedError
 if TYPE_CHECKING:
     from openmercury.llm import LLM
     from openmercury.server.settings import ServerSettings
+    from openmercury.server.telemetry import Telemetry
 
 REACH, ALLOWED = "Who may ask", "How much"
-WARM = 8  # requests at once for which CUDA graphs are captured before the first comes
 
 
 def register(app: typer.Typer) -> None:
@@ -58,7 +59,7 @@ def serve(
         "aliases": None if alias is None else tuple(alias),
     }  # fmt: skip
     settings = _settings({key: value for key, value in given.items() if value is not None})
-    from openmercury.server import auth
+    from openmercury.server import auth, telemetry
 
     if add_key is not None:
         if settings.keys is None:
@@ -66,9 +67,10 @@ def serve(
         print(auth.add_key(settings.keys, add_key))
         return
     auth.Door(settings)  # before minutes are spent on loading
+    traces = telemetry.from_environment(os.environ)
     listener = _bound(settings.host, settings.port)
     changes = {"max_waiting": settings.max_waiting, **({} if max_requests is None else {"max_requests": max_requests})}
-    _run(load_llm(model, device, dtype, changes), name, settings, listener)
+    _run(load_llm(model, device, dtype, changes), name, settings, listener, traces)
 
 
 def load_llm(model: str | None, device: str, dtype: str, changes: dict[str, Any]) -> LLM:
@@ -115,16 +117,17 @@ def _bound(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _run(llm: LLM, name: str | None, settings: ServerSettings, listener: socket.socket) -> None:
-    from openmercury.engine.params import SamplingParams
+def _run(
+    llm: LLM, name: str | None, settings: ServerSettings, listener: socket.socket, traces: Telemetry | None
+) -> None:
     from openmercury.server import logs
-    from openmercury.server.app import create_app, web_server
+    from openmercury.server.app import create_app, settle, warm_up, web_server
     from openmercury.server.service import Service
 
     logs.configure(settings.log_format)
-    llm.warm_up(WARM, SamplingParams(mode=settings.mode))
+    warm_up(llm, settings)
     service = Service(llm, name or llm.folder.resolve().name)
-    app = create_app(service, settings)
+    app = create_app(service, settings, traces)
     where = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"http://{where}:{listener.getsockname()[1]}"
     allowed = "with an API key" if settings.keys is not None else "from this machine, without a key"
@@ -135,4 +138,5 @@ def _run(llm: LLM, name: str | None, settings: ServerSettings, listener: socket.
         file=sys.stderr,
         flush=True,
     )
+    settle()
     web_server(app, settings).run(sockets=[listener])

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from openmercury.cli.options import option
-from openmercury.cli.rows import show
+from openmercury.cli.rows import chats, show
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML recipe.")]
 Overrides = Annotated[
@@ -32,6 +32,7 @@ def register(app: typer.Typer) -> None:
     app.command(name="train")(train)
     data.command(name="prompts")(prompts)
     data.command(name="generate")(generate)
+    data.command(name="chats")(chats)
     data.command(name="show")(show)
     app.add_typer(data, name="data")
 

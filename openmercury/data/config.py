@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -57,3 +57,34 @@ class PromptRecipe(Frozen):
     max_characters: int = Field(default=2400, ge=200)
     per_function: int = Field(default=3, ge=1, description="prompts made from one function at most, fim aside")
     workers: int = Field(default=2, ge=1)
+
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class ExampleRecipe(Frozen):
+    """How documents become examples. Shares are probabilities, drawn for each document or piece by its id.
+
+    max_tokens   of an example; not above the row length of the runs they are made for. Longer code is split at line
+                 ends, longer edits and conversations are left out
+    functions    share of files given function by function in place of whole
+    fim          share of the pieces of code with a hole in the middle; `spm` of those have the suffix first, `syntax`
+                 of those a hole that is a node of the syntax, the others one at random characters
+    fim_loss     what is trained on: the middle, as requests need it, or all of it, as in pre-training
+    edits        next-edit examples of one changed file, at most; `no_edit` is the share of files that give one more
+                 whose answer is that nothing is to be changed
+    apply        share of changed files that give a merge
+    block_size   pad examples to multiples of it, for checkpoints whose blocks are aligned
+    """
+
+    seed: int = 0
+    max_tokens: Annotated[int, Field(ge=128)] = 2048
+    functions: Share = 0.1
+    fim: Share = 0.5
+    spm: Share = 0.5
+    syntax: Share = 0.5
+    fim_loss: Literal["middle", "all"] = "middle"
+    edits: Annotated[int, Field(ge=0)] = 2
+    no_edit: Share = 0.1
+    apply: Share = 0.5
+    block_size: Annotated[int, Field(ge=2)] | None = None

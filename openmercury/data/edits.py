@@ -92,6 +92,7 @@ _OPEN: tuple[tuple[str, str], ...] = (
     (r" \+= 1\b", "Count with collections.Counter."),
 )
 LONGEST = 2_000  # characters of code that is shown
+MOST_SEEN = 800  # of a function seen lately
 
 
 def edit_prompts(function: Function, others: Sequence[Function], path: str, seed: int) -> Iterator[Prompt]:
@@ -112,7 +113,7 @@ def edit_prompts(function: Function, others: Sequence[Function], path: str, seed
         yield _apply(function, whole, seed)
     several = [each for each in made if len(hunks(each.before, each.after)) > 1]
     if several:
-        yield _next_edit(function, several[0], path, seed)
+        yield _next_edit(function, several[0], path, seed, others)
 
 
 def release_prompts(old: Function, new: Function, path: str, seed: int) -> Iterator[Prompt]:
@@ -169,7 +170,7 @@ def _apply(function: Function, change: Rewrite, seed: int) -> Prompt:
     return _made(function, "apply", message=form.render_merge(form.Merge(change.before, update)))
 
 
-def _next_edit(function: Function, change: Rewrite, path: str, seed: int) -> Prompt:
+def _next_edit(function: Function, change: Rewrite, path: str, seed: int, others: Sequence[Function] = ()) -> Prompt:
     """The first run of changes is history, the region holds the second; now and then all is done already."""
     old, new = change.before.split("\n"), change.after.split("\n")
     first, second = hunks(change.before, change.after)[:2]
@@ -182,12 +183,14 @@ def _next_edit(function: Function, change: Rewrite, path: str, seed: int) -> Pro
     below = 1 + rank(seed, "below", function.id) % 6
     begin, end = max(0, begin - above), min(len(now), end + below)
     region = "\n".join(now[begin:end])
+    seen = [each for each in others if each.name != function.name][: rank(seed, "seen", function.id) % 2]
     asked = form.NextEdit(
         path=path,
         above="".join(f"{line}\n" for line in now[:begin]),
         region=region,
         below="\n".join(now[end:]),
         cursor=rank(seed, "cursor", function.id) % (len(region) + 1),
+        snippets=tuple(form.Snippet(path, each.source) for each in seen if len(each.source) < MOST_SEEN),
         history=(form.Change(_diff(change.before, "\n".join([*new[: first[3]], *old[first[1] :]]), path)),),
     )
     return _made(function, "next_edit", message=form.render_next_edit(asked))

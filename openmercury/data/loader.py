@@ -69,9 +69,10 @@ class Loader:
         return [stream.manifest for stream in self.streams]
 
     @property
-    def cut(self) -> int:
-        """Tokens of the shards held now that are in no row: they lie beyond the end of one."""
-        return sum(packed.cut for stream in self.streams for packed in stream.packed.values())
+    def cut(self) -> float:
+        """Share of the tokens that are in no row, for they lie beyond the end of one; of the shards held now."""
+        held = [packed for stream in self.streams for packed in stream.packed.values()]
+        return sum(packed.cut for packed in held) / max(1, sum(len(packed.examples.ids) for packed in held))
 
     def next(self, device: torch.device) -> Batch:
         """The next batch on `device`."""
@@ -107,7 +108,8 @@ class Stream:
         self.epoch, self.window, self.row, self.drawn = epoch, window, row, drawn
         order = np.random.default_rng((*self.seed, epoch)).permutation(len(self.manifest.shards)).tolist()
         chosen = order[window * WINDOW :][:WINDOW]
-        self.packed = {number: self.packed.get(number) or self._load(number) for number in chosen}
+        held = self.packed
+        self.packed = {number: held[number] if number in held else self._load(number) for number in chosen}
         rows = [(number, row) for number in chosen for row in range(len(self.packed[number]))]
         self._order = [rows[i] for i in np.random.default_rng((*self.seed, epoch, window)).permutation(len(rows))]
 

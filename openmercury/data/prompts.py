@@ -7,12 +7,13 @@ port (another language), fim (a function with a hole).
 from __future__ import annotations
 
 import ast
+import builtins
 import doctest
 import random
 import re
 from collections.abc import Iterator
 
-from openmercury.data.functions import Function
+from openmercury.data.functions import Function, parse
 from openmercury.data.prompt import Check, Prompt, fill, pick, rank
 
 LANGUAGES = ("JavaScript", "TypeScript", "Java", "C++", "Go", "Rust", "Bash", "PHP", "C#", "Ruby")
@@ -233,7 +234,7 @@ def trim_doc(doc: str, name: str, budget: int) -> str:
 
 
 def doctest_asserts(doc: str, name: str) -> list[str]:
-    """`assert f(1) == 2` for each doctest of one call with a literal result."""
+    """`assert f(1) == 2` for each doctest of one call with a literal result that needs nothing set up before it."""
     found = []
     try:
         examples = doctest.DocTestParser().get_examples(doc)
@@ -241,9 +242,19 @@ def doctest_asserts(doc: str, name: str) -> list[str]:
         return []
     for example in examples:
         call, want = example.source.strip(), example.want.strip()
-        if call.startswith(f"{name}(") and call.count("\n") == 0 and _literal(want):
-            found.append(f"assert {call} == {want}")
+        test = f"assert {call} == {want}"
+        if call.startswith(f"{name}(") and call.count("\n") == 0 and _literal(want) and _stands_alone(test, name):
+            found.append(test)
     return found
+
+
+def _stands_alone(test: str, name: str) -> bool:
+    """Is it one comparison that reads nothing but `name` and builtins?"""
+    tree = parse(test)
+    if tree is None or not isinstance(node := tree.body[0], ast.Assert) or not isinstance(node.test, ast.Compare):
+        return False
+    read = {part.id for part in ast.walk(tree) if isinstance(part, ast.Name)}
+    return node.msg is None and all(each == name or hasattr(builtins, each) for each in read)
 
 
 def _literal(text: str) -> bool:

@@ -26,6 +26,7 @@ from openmercury.engine.request import FinishReason, Request
 from openmercury.errors import EngineStoppedError, OpenMercuryError
 
 T = TypeVar("T")
+_Reader = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 
 
 class Update(NamedTuple):
@@ -50,6 +51,11 @@ class Stream:
 
     def __init__(self, mailbox: _Mailbox) -> None:
         self._mailbox = mailbox
+
+    @property
+    def admitted(self) -> float | None:
+        """When it left the queue (time.monotonic), once it has."""
+        return self._mailbox.request.admitted
 
     def __aiter__(self) -> Stream:
         return self
@@ -89,6 +95,7 @@ class AsyncEngine:
         self._gate = threading.Lock()  # nothing enters the inbox once `_stopped` is set
         self._stopped: EngineStoppedError | None = None
         self._aborting = False
+        self._woken: list[_Reader] = []  # readers with news, on the engine's thread
         self._thread = threading.Thread(target=self._serve, name="openmercury-engine", daemon=True)
         self._thread.start()
 
@@ -99,16 +106,16 @@ class AsyncEngine:
         eos: Sequence[int] | None = None,
         *,
         draft: bool = False,
-        seed: Sequence[int] | None = None,
+        expected: Sequence[int] | None = None,
         constraint: Constraint | None = None,
         pace: float = 0.0,
     ) -> Stream:
         """Queue a request, from any thread; raises as `Engine.request`, QueueFullError and EngineStoppedError.
 
-        `pace` is how many seconds lie between two updates at least, but for the last one, which comes at once: a
-        reader that is woken by every forward takes time from those of everyone.
+        With a `pace` there is one update in each so many seconds at most, for all readers of one pace at the same
+        moments, but the last comes at once: a reader that is woken by every forward takes time from those of everyone.
         """
-        request = self.engine.request(prompt, params, eos, seed=seed, constraint=constraint)
+        request = self.engine.request(prompt, params, eos, expected=expected, constraint=constraint)
         mailbox = _Mailbox(request, draft, self._inbox, pace)
         with self._gate:
             if self._stopped is not None:
@@ -191,24 +198,35 @@ class AsyncEngine:
         except OpenMercuryError as error:
             request.fail(error)
             self._post(request)
+            self._wake()
 
     def _step(self) -> None:
         for request in self.engine.step(wait=any(mailbox.draft for mailbox in self._live.values())):
             if request in self._live:
                 self._post(request)
+        self._wake()
 
     def _post(self, request: Request) -> None:
         mailbox = self._live[request]
         draft = mailbox.draft and request.finish_reason is None
-        mailbox.post(self.engine.runner.drafts(request) if draft else [])
+        reader = mailbox.post(self.engine.runner.drafts(request) if draft else [])
+        if reader is not None:
+            self._woken.append(reader)
         if request.finish_reason is not None:
             del self._live[request]
+
+    def _wake(self) -> None:
+        """Wake those with news, by one message to each loop."""
+        for loop in {loop for loop, _ in self._woken}:
+            _resolve(loop, [future for other, future in self._woken if other is loop])
+        self._woken.clear()
 
     def _fail_all(self, error: EngineStoppedError) -> None:
         for request in list(self._live):
             if request.finish_reason is None:
                 request.fail(error)
             self._post(request)
+        self._wake()
 
 
 class _Mailbox:
@@ -223,18 +241,20 @@ class _Mailbox:
         self._sent = len(request.tokens)
         self._news: Update | None = None
         self._shut = False
-        self._reader: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+        self._reader: _Reader | None = None
 
-    def post(self, draft: list[int]) -> None:
-        """Merge what the request has gained into the news, and wake the reader. On the engine's thread."""
+    def post(self, draft: list[int]) -> _Reader | None:
+        """Merge what the request has gained into the news; returns who is to be woken. On the engine's thread."""
         request = self.request
         with self._lock:
             unread = [] if self._news is None else self._news.tokens
             new = request.tokens[self._sent :]
             self._sent += len(new)
             self._news = Update([*unread, *new], request.forwards, draft, request.finish_reason, request.cached)
-            if request.finish_reason is not None or time.monotonic() >= self._due:
-                self._wake()
+            if request.finish_reason is None and time.monotonic() < self._due:
+                return None
+            reader, self._reader = self._reader, None
+            return reader
 
     async def read(self) -> Update:
         """The news, once there are any; raises the request's error, and StopAsyncIteration behind the last."""
@@ -245,7 +265,8 @@ class _Mailbox:
                 now = time.monotonic()
                 if self._news is not None and (now >= self._due or self._news.finish_reason is not None):
                     news, self._news = self._news, None
-                    self._shut, self._due = news.finish_reason is not None, now + self._pace
+                    self._shut = news.finish_reason is not None
+                    self._due = now - now % self._pace + self._pace if self._pace else now
                     break
                 if self._reader is not None:
                     raise RuntimeError("this stream is being read already: give each reader a request of its own")
@@ -260,29 +281,27 @@ class _Mailbox:
         return news
 
     def _look_again(self, future: asyncio.Future[None]) -> None:
-        """The pace allows another update: there may be news that woke nobody."""
+        """The pace allows another update: there may be news that woke nobody. On the reader's loop."""
         with self._lock:
-            if self._reader is not None and self._reader[1] is future:
-                self._wake()
+            if self._news is None or self._reader is None or self._reader[1] is not future:
+                return
+            self._reader = None
+        future.set_result(None)
 
     def shut(self) -> None:
         """No more updates; whoever awaits one is told so."""
         self.cancel()
         with self._lock:
             self._shut = True
-            self._wake()
+            reader, self._reader = self._reader, None
+        if reader is not None:
+            _resolve(reader[0], [reader[1]])
 
     def cancel(self) -> None:
         """Let the engine drop the request, if it has not ended. Takes no lock: garbage may be collected anywhere."""
         if self.request.finish_reason is None:
             self.request.finish_reason = "abort"
             self._inbox.put(self)
-
-    def _wake(self) -> None:
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            with contextlib.suppress(RuntimeError):  # its loop is closed, so nobody waits
-                reader[0].call_soon_threadsafe(_resolve, reader[1])
 
 
 class _Errand:
@@ -301,6 +320,13 @@ class _Errand:
             self.result.set_exception(error)
 
 
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def _resolve(loop: asyncio.AbstractEventLoop, futures: list[asyncio.Future[None]]) -> None:
+    """Wake those who await these, from any thread."""
+
+    def resolve() -> None:
+        for future in futures:
+            if not future.done():
+                future.set_result(None)
+
+    with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody waits
+        loop.call_soon_threadsafe(resolve)

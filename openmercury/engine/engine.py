@@ -17,14 +17,15 @@ from typing import TypeVar
 
 from openmercury.engine.config import ROW_BUCKETS, EngineConfig, bucket
 from openmercury.engine.constraint import Constraint
+from openmercury.engine.expected import COPYING_MODES, Expected
 from openmercury.engine.guide import cannot_follow, guide
+from openmercury.engine.modes import COPIED, Shape
 from openmercury.engine.pages import PagePool
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.policy import AutoPolicy, Load, Report
 from openmercury.engine.request import Request
 from openmercury.engine.runner import Pending, Progress, Runner
 from openmercury.engine.scheduler import Decode, Plan, PrefillSpan, Scheduler
-from openmercury.engine.seed import Seed
 from openmercury.engine.state import FAILED, MAX_STOP_IDS, RUNNING, STOP
 from openmercury.engine.stats import EngineStats, timed_host
 from openmercury.errors import (
@@ -66,13 +67,13 @@ class Engine:
         params: SamplingParams,
         eos: Sequence[int] | None = None,
         *,
-        seed: Sequence[int] | None = None,
+        expected: Sequence[int] | None = None,
         constraint: Constraint | None = None,
     ) -> Request:
         """Check a prompt against the checkpoint; raises InputError or UnsupportedError with the remedy.
 
-        `seed` are tokens expected to come, such as a text of which an edited one is asked for: where the answer follows
-        them, many are verified in one forward. They change nothing but the speed.
+        `expected` are tokens that may well come, such as a text of which an edited one is asked for: where the answer
+        follows them, many are verified in one forward. They change nothing but the speed.
 
         With a `constraint`, which serves one request only, the answer is a text of its grammar, or the beginning of one
         and ends with finish_reason "length".
@@ -90,9 +91,9 @@ class Engine:
             raise UnsupportedError(
                 f"this checkpoint was not trained to denoise, so mode {params.mode} cannot run: use mode ar or train it"
             )
-        if seed is not None and params.mode not in ("verified", "auto"):
-            raise InputError(f"a seed only acts in modes verified and auto, not in {params.mode}: drop it")
-        for name, ids in (("prompt", prompt), ("seed", seed)):
+        if expected is not None and params.mode not in COPYING_MODES:
+            raise InputError(f"expected tokens only act in modes verified and auto, not in {params.mode}: drop them")
+        for name, ids in (("prompt", prompt), ("expected text", expected)):
             if ids and not 0 <= min(ids) <= max(ids) < config.vocab_size:
                 raise InputError(
                     f"the {name} has ids outside 0 ‥ {config.vocab_size - 1}: use this checkpoint's tokenizer"
@@ -110,10 +111,10 @@ class Engine:
             raise InputError(f"there are {len(ends)} stop ids and room for {MAX_STOP_IDS}: give fewer")
         if constraint is not None and params.ignore_eos:
             raise InputError("ignore_eos lets no grammar end the answer: drop it or the grammar")
-        if constraint is not None and seed:
-            raise InputError("a seed and a grammar do not go together: drop one of them")
-        expected = Seed(seed, len(prompt)) if seed else None
-        return Request(list(prompt), params, ends, width, expected, constraint)
+        if constraint is not None and expected:
+            raise InputError("expected tokens and a grammar do not go together: drop one of them")
+        source = Expected(expected, len(prompt)) if expected else None
+        return Request(list(prompt), params, ends, width, source, constraint)
 
     def submit(self, request: Request) -> None:
         """Queue a request; raises ContextOverflowError where its text can never fit into the cache, QueueFullError."""
@@ -125,8 +126,10 @@ class Engine:
         self.runner.record(self.stats)
         return self.stats
 
-    def warm_up(self, requests: int, params: SamplingParams) -> None:
+    def warm_up(self, requests: int, params: SamplingParams, *, expected: bool = False) -> None:
         """Capture the CUDA graphs that up to `requests` at once of these params may want, and those that read prompts.
+
+        With `expected` they bring text that they expect.
 
         Their times are the policy's first, so that `auto` need not try shapes while requests wait. Takes about a
         quarter of a second a graph, more where kernels are compiled; does nothing where no graphs are used.
@@ -134,10 +137,12 @@ class Engine:
         if not (self.runner.fused and self.config.graphs):
             return
         self.runner.warm_prefill()
-        request = self.request([0], params)
+        request = self.request([0], params, expected=[0] if expected else None)
         kind, most = request.sampling, min(requests, self.config.max_requests)
         for rows in (size for size in ROW_BUCKETS if size <= bucket(most, ROW_BUCKETS)):
-            shapes = [shape._replace(penalised=request.penalised) for shape in self.scheduler.shapes([request])]
+            shapes = [_as_asked(shape, request) for shape in self.scheduler.shapes([request])]
+            if expected:
+                self.runner.warm_decode(_as_asked(COPIED, request), rows, kind, 1)
             for shape in shapes:
                 seconds = self.runner.warm_decode(shape, rows, kind, 1)
                 self.policy.costs.observe(Load.of(rows, kind), shape, Report(1, seconds, 0, 0))
@@ -164,8 +169,8 @@ class Engine:
             before.clear()
 
         with timed_host(self.stats, "schedule"):
-            if any(request.seed is not None and request.launched for request in self.scheduler.running):
-                settle()  # a seed is read on the host, which must know the text
+            if any(request.expected is not None and request.launched for request in self.scheduler.running):
+                settle()  # what is expected next is found on the host, which must know the text
             moved += self._drop_ended()
             plan = self.scheduler.schedule(settle, watched=wait)
             self._prepare(plan)
@@ -284,7 +289,7 @@ class Engine:
         slots = [request.slot for request in requests if request.slot is not None]
         try:
             if shape.groups == "none":
-                self.runner.stand(slots, [(request.expected, len(request.expected)) for request in requests])
+                self.runner.stand(slots, [(request.copied, len(request.copied)) for request in requests])
             pending = self.runner.decode(shape, slots, sampling, steps)
             _trust(requests)
         except Exception as error:  # as above; the rows stand as after their last whole forward
@@ -323,11 +328,15 @@ class Engine:
                         forwards += progress.forwards - request.forwards
                         _take(request, progress)
                         moved.append(request)
-                # A seed's drafts, and a grammar's choices, say nothing of the network's own.
+                # Copied drafts, and a grammar's choices, say nothing of the network's own.
                 if decode.shape.groups != "none" and not decode.shape.constrained:
                     report = Report(decode.steps, pending.seconds(), tokens, forwards)
                     self.policy.observe(decode.shape, len(decode.requests), decode.sampling, report)
         return moved
+
+
+def _as_asked(shape: Shape, request: Request) -> Shape:
+    return shape._replace(penalised=request.penalised)
 
 
 def _apart(items: Sequence[T], request_of: Callable[[T], Request]) -> Iterable[list[T]]:

@@ -5,7 +5,7 @@ the next one exactly, and a noisy group of g positions that starts at s drafts t
 
     ar          clean t(b−1)
     verified    clean t(b−1) d(b) d(b+1)                group 0 at b ‥  group 1 at b+1 ‥  group 2 at b+2 ‥
-    seeded      clean t(b−1) d(b) d(b+1)                none: the host gives the drafts
+    copied      clean t(b−1) d(b) d(b+1)                none: the host gives the drafts
     diffusion   clean t(b−1) and the settled run        group 0 behind it: masks and settled tokens
 
 All rows of a forward share one mode and shape, and nothing here waits for the device, so a whole step can be captured
@@ -23,8 +23,8 @@ from torch import Tensor
 from openmercury.diffusion.sample import NO_TOKEN, Choice
 from openmercury.diffusion.unmask import accept
 from openmercury.diffusion.verify import accepted_length, standing_length
+from openmercury.engine.expected import COPY_WIDTH
 from openmercury.engine.params import DecodeMode
-from openmercury.engine.seed import SEED_WIDTH
 from openmercury.engine.state import RUNNING, Committed, Slots
 from openmercury.engine.widths import Groups
 from openmercury.model.masks import CLEAN
@@ -66,7 +66,7 @@ class Shape(NamedTuple):
         return self.width + 1 if self.mode == "verified" else self.width
 
 
-SEEDED = Shape("verified", SEED_WIDTH, "none")  # drafts that stand in the seed of a request
+COPIED = Shape("verified", COPY_WIDTH, "none")  # drafts copied from the text that a request expects
 
 Columns = tuple[Tensor, Tensor, Tensor, Tensor]  # (ids, position, end, group), each [R, columns]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from openmercury.diffusion.sample import Sampling
 from openmercury.engine.constraint import Constraint
+from openmercury.engine.expected import COPY_WIDTH, Expected
 from openmercury.engine.params import Mode, SamplingParams
-from openmercury.engine.seed import SEED_WIDTH, Seed
 from openmercury.errors import OpenMercuryError
 
 FinishReason = Literal["stop", "length", "deadline", "abort", "error"]  # error: `Request.error` says which
@@ -28,13 +28,14 @@ class Request:
     params: SamplingParams
     eos: frozenset[int]
     width: int
-    seed: Seed | None = None
+    expected: Expected | None = None
     constraint: Constraint | None = None
     tokens: list[int] = field(init=False)
     forwards: int = 0
     finish_reason: FinishReason | None = None
     error: OpenMercuryError | None = None
     expires: float | None = None  # time.monotonic() at which it ends
+    admitted: float | None = None  # time.monotonic() at which it first left the queue
     suspects: int = 0  # after a fault, only requests of the same number share a forward; 0: free of suspicion
 
     slot: int | None = None
@@ -45,7 +46,7 @@ class Request:
     launched: int = 0  # tokens that forwards under way may commit at most
     over: bool = False  # its row has ended on the device
     ahead: Tensor | None = None  # the active block of a preempted request
-    expected: list[int] = field(default_factory=list)  # what its seed drafts for the next forward
+    copied: list[int] = field(default_factory=list)  # drafts of the next forward, from the expected text
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
@@ -83,13 +84,13 @@ class Request:
         """Has a token come out of all that prefill wrote? Until then nobody knows whether that was finite."""
         return len(self.tokens) > self.prefill_end + 1 and self.error is None
 
-    def expect(self) -> bool:
-        """Ask its seed what comes next. No forward may be under way."""
-        if self.seed is not None:
+    def copy(self) -> bool:
+        """Draft from the expected text; False where it says nothing. No forward may be under way."""
+        if self.expected is not None:
             assert not self.launched
             # The last token of all is exact, so that it need not be drafted; beyond it there are no pages.
-            self.expected = self.seed.drafts(self.tokens, min(SEED_WIDTH, self.limit - len(self.tokens) - 1))
-        return bool(self.expected)
+            self.copied = self.expected.drafts(self.tokens, min(COPY_WIDTH, self.limit - len(self.tokens) - 1))
+        return bool(self.copied)
 
     def fail(self, error: OpenMercuryError) -> None:
         """End it with an error."""

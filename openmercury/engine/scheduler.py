@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from openmercury.diffusion.sample import Sampling
 from openmercury.engine.config import EngineConfig
-from openmercury.engine.modes import SEEDED, Shape
+from openmercury.engine.modes import COPIED, Shape
 from openmercury.engine.pages import PagePool
 from openmercury.engine.policy import AutoPolicy
 from openmercury.engine.request import Request
@@ -142,16 +142,16 @@ class Scheduler:
         ]
         for shape, alike in self._alike(free).items():
             kind = _sampling(alike)
-            steps = 1 if watched or shape == SEEDED else self.policy.steps(shape, len(alike), kind)
+            steps = 1 if watched or shape == COPIED else self.policy.steps(shape, len(alike), kind)
             decodes.append(Decode(shape, alike, kind, steps))
         return decodes
 
     def _alike(self, ready: list[Request]) -> dict[Shape, list[Request]]:
         shaped: dict[Shape, list[Request]] = {}
-        expecting = [request for request in ready if request.expect()]
-        if expecting:
-            shaped[SEEDED] = expecting
-            ready = [request for request in ready if not request.expected]
+        copying = [request for request in ready if request.copy()]
+        if copying:
+            shaped[COPIED] = copying
+            ready = [request for request in ready if not request.copied]
         for mode in ("ar", "verified", "diffusion"):
             alike = [request for request in ready if request.mode == mode]
             if alike:
@@ -179,6 +179,7 @@ class Scheduler:
                 request.cached = request.written
             request.prefill_end = len(request.tokens) - 1
             request.slot = self.free_slots.pop()
+            request.admitted = request.admitted or time.monotonic()
             self.running.append(request)
             plan.admitted.append(request)
 

@@ -26,9 +26,11 @@ LONG_PROMPT = (
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Token ids of prompts; an answer has at most `max_tokens`, exactly so many where `ignore_eos` says so."""
+    """What a user says, and the token ids of it as a prompt; an answer has at most `max_tokens`, exactly so many where
+    `ignore_eos` says so."""
 
     name: str
+    texts: list[str]
     prompts: list[list[int]]
     max_tokens: int = 512
     ignore_eos: bool = False
@@ -36,7 +38,7 @@ class PromptSet:
     def with_limits(self, prompts: int | None, max_tokens: int | None) -> PromptSet:
         """The first prompts only, other lengths of answers; None leaves either as it is."""
         most = self.max_tokens if max_tokens is None else max_tokens
-        return replace(self, prompts=self.prompts[:prompts], max_tokens=most)
+        return replace(self, texts=self.texts[:prompts], prompts=self.prompts[:prompts], max_tokens=most)
 
 
 def load(name: str, folder: Path | None, tokenizer: Tokenizer) -> PromptSet:
@@ -44,16 +46,18 @@ def load(name: str, folder: Path | None, tokenizer: Tokenizer) -> PromptSet:
     if name not in SETS:
         raise InputError(f"there is no prompt set {name!r}: use one of {', '.join(SETS)}")
     if name == "long":
-        return PromptSet(name, list(_long(folder, tokenizer)), LONG_TOKENS, ignore_eos=True)
+        texts = list(_long(folder, tokenizer))
+        return PromptSet(name, texts, [_render(tokenizer, text) for text in texts], LONG_TOKENS, ignore_eos=True)
     asked = [problem.prompt for problem in TASKS[name].problems(folder, "chat")]
-    return PromptSet(name, [_render(tokenizer, prompt.user) for prompt in asked if isinstance(prompt, Chat)])
+    texts = [prompt.user for prompt in asked if isinstance(prompt, Chat)]
+    return PromptSet(name, texts, [_render(tokenizer, text) for text in texts])
 
 
 def _render(tokenizer: Tokenizer, text: str) -> list[int]:
     return chat.render(tokenizer, [{"role": "user", "content": text}])
 
 
-def _long(folder: Path | None, tokenizer: Tokenizer) -> Iterator[list[int]]:
+def _long(folder: Path | None, tokenizer: Tokenizer) -> Iterator[str]:
     """As many functions in a row as fit into `LONG_TOKENS`, then the next ones; the last, short prompt is left out."""
     functions = [problem.row for problem in TASKS["humaneval"].problems(folder, "chat")]
     solved = [row["prompt"].strip() + "\n" + row["canonical_solution"].rstrip() for row in functions]
@@ -63,6 +67,6 @@ def _long(folder: Path | None, tokenizer: Tokenizer) -> Iterator[list[int]]:
     for code in solved:
         size = len(tokenizer.encode("\n\n\n".join([*held, code])))
         if held and size > room:
-            yield _render(tokenizer, LONG_PROMPT.format(code="\n\n\n".join(held)))
+            yield LONG_PROMPT.format(code="\n\n\n".join(held))
             held = []
         held.append(code)

@@ -33,7 +33,7 @@ class Speed:
     that never was. `request_tokens_per_second`: median over requests of tokens ÷ (end − the first token's appearance).
     `tpf`: tokens ÷ forwards of requests, `rows_per_forward` requests in a forward, `forwards_per_second` forwards ÷
     device seconds of forwards. `explained` = tokens per second ÷ (tpf · rows_per_forward · forwards_per_second): what
-    is missing to 1 went into reading prompts and overhead.
+    is missing to 1 went into reading prompts and overhead. `cpu_seconds`: processor time of this process.
 
     `first`: from when a prompt was sent (or came) to its first settled tokens, `between`: from tokens to the next,
     `latency`: to the end. `kv_*`: share of the pages of the KV cache. `share_*` of wall time: see `engine.stats`.
@@ -46,6 +46,7 @@ class Speed:
     tokens: int
     forwards: int
     seconds: float
+    cpu_seconds: float
     tokens_per_second: float
     steady_tokens_per_second: float | None
     request_tokens_per_second: float
@@ -118,11 +119,11 @@ class Bench:
 
         sent = self._sent(requests)
         self.stats.reset()
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.process_time()
         outputs = self.llm.generate_batch(
             sent, params, on_progress, concurrency=concurrency, arrivals=arrivals, on_tokens=on_tokens
         )
-        seconds = time.perf_counter() - begin
+        seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
         for output in outputs:
             if output.error is not None:
                 raise output.error
@@ -150,6 +151,7 @@ class Bench:
             tokens=tokens,
             forwards=forwards,
             seconds=seconds,
+            cpu_seconds=cpu,
             tokens_per_second=tokens / seconds,
             steady_tokens_per_second=steady,
             request_tokens_per_second=statistics.median(rates),

@@ -26,6 +26,11 @@ class GatedLoRA(nn.Module):
         self.b = nn.Parameter(torch.zeros(d_out, rank))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
+    @property
+    def learns(self) -> bool:
+        """Is it trained? Its twins on packed and on 8-bit weights never are."""
+        return self.a.requires_grad
+
     def forward(self, x_BNI: Tensor, gate_BN1: Tensor) -> Tensor:
         """[B, N, in] → [B, N, out], zero wherever the gate is."""
         a, b = self.a.to(x_BNI.dtype), self.b.to(x_BNI.dtype)

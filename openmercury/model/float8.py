@@ -43,6 +43,8 @@ class Float8Linear(nn.Module):
 class Float8LoRA(nn.Module):
     """`GatedLoRA` with A in e4m3, since it is read together with W."""
 
+    learns = False
+
     def __init__(self, lora: GatedLoRA) -> None:
         super().__init__()
         self.a, self.b = Float8Linear(lora.a, None), lora.b.detach()

@@ -111,6 +111,8 @@ def _scale(x: Tensor) -> Tensor:
 class PackedLoRA(nn.Module):
     """`GatedLoRA` on packed weights, in a dtype of its own."""
 
+    learns = False
+
     def __init__(self, lora: GatedLoRA, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype

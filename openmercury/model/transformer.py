@@ -115,7 +115,7 @@ class Linear(nn.Linear):
 def _project(linear: nn.Linear, lora: GatedLoRA | None, x_BNI: Tensor, gate_BN1: Tensor | None) -> Tensor:
     if lora is None or gate_BN1 is None:
         return cast(Tensor, linear(x_BNI))
-    if lora.a.requires_grad and torch.is_grad_enabled() and not linear.weight.requires_grad:
+    if torch.is_grad_enabled() and lora.learns and not linear.weight.requires_grad:
         return adapted(linear, lora, x_BNI, gate_BN1)
     base: Tensor = linear(x_BNI)
     return base + cast(Tensor, lora(x_BNI, gate_BN1))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import math
 from collections.abc import AsyncIterator
 
@@ -13,15 +15,22 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import openmercury
+from openmercury.engine.expected import COPYING_MODES
+from openmercury.engine.params import SamplingParams
+from openmercury.llm import LLM
 from openmercury.server import apply, chat, completions, decisions, edit, errors, feedback, models, playground
 from openmercury.server.auth import Door
+from openmercury.server.connection import impatient
 from openmercury.server.guard import Guard
 from openmercury.server.limits import Room
 from openmercury.server.metrics import Meters
 from openmercury.server.service import Service
 from openmercury.server.settings import ServerSettings
+from openmercury.server.telemetry import Telemetry
 
 status = APIRouter()
+
+CHATS = 8  # at once, for which CUDA graphs are captured before the first comes
 
 # Each family of endpoints is a router of its own file; all are served under /v1, and under /v1/v1 because Mercury's
 # client adds /v1 to a base URL that may have it already.
@@ -31,8 +40,8 @@ API: tuple[APIRouter, ...] = (
 ROOT: tuple[APIRouter, ...] = (status, feedback.router, playground.router)
 
 
-def create_app(service: Service, settings: ServerSettings) -> FastAPI:
-    """The application; it owns `service` and closes it when it is shut down.
+def create_app(service: Service, settings: ServerSettings, traces: Telemetry | None = None) -> FastAPI:
+    """The application; it owns `service` and `traces` and closes them when it is shut down.
 
     Raises ConfigError for a public address without keys, and for a key file that is missing or broken.
     """
@@ -41,6 +50,8 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await service.close(drain=False)  # the web server has drained already
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
     app = FastAPI(
         title="OpenMercury",
@@ -60,7 +71,7 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
         app.include_router(router, prefix="/v1/v1", include_in_schema=False)
     for router in ROOT:
         app.include_router(router)
-    app.add_middleware(Guard, settings=settings, door=Door(settings), room=room, meters=meters)
+    app.add_middleware(Guard, settings=settings, door=Door(settings), room=room, meters=meters, traces=traces)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
@@ -68,11 +79,28 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
     return app
 
 
+def warm_up(llm: LLM, settings: ServerSettings) -> None:
+    """Have ready on a GPU what some chats at once want, and what one editor does: a fill, an edit and a merge."""
+    plain = SamplingParams(mode=settings.mode, temperature=settings.temperature)
+    llm.warm_up(CHATS, plain)
+    llm.warm_up(1, plain.model_copy(update=completions.FIM_DEFAULTS))
+    for defaults in (edit.DEFAULTS, apply.DEFAULTS):
+        llm.warm_up(1, plain.model_copy(update=defaults), expected=settings.mode in COPYING_MODES)
+
+
+def settle() -> None:
+    """Take what has been loaded out of the garbage collector's rounds, each of which would go through all of PyTorch
+    while requests wait."""
+    gc.collect()
+    gc.freeze()
+
+
 def web_server(app: FastAPI, settings: ServerSettings) -> uvicorn.Server:
     """What speaks HTTP for it. On SIGTERM it takes no more connections and lets answers be finished, for a while."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
+            http=impatient(settings.body_seconds),
             log_config=None,
             access_log=False,
             server_header=False,

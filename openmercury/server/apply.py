@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from typing import Annotated
 
@@ -11,9 +10,9 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from openmercury.engine.params import SamplingParams
-from openmercury.server.edit import chunk, expected, failed, one_message, whole
+from openmercury.server.edit import chunk, expect, failed, one_message, whole
 from openmercury.server.generation import begin
-from openmercury.server.request import check_model, choices, sampling
+from openmercury.server.request import check_model, choices, rendered, sampling
 from openmercury.server.schemas import Message, Sampled
 from openmercury.server.service import Finish, Service
 from openmercury.server.stream import EventStream, while_connected
@@ -40,9 +39,9 @@ async def apply_completions(request: Request, body: ApplyRequest) -> Response:
     merge = edit.parse_merge(message)
     marks = edit.merge_marks(merge)
     params = params.model_copy(update={"stop": (*params.stop, f"\n{marks}")})
-    ids, seed = await asyncio.to_thread(_prompt, service, merge, params)
+    ids, expected = await rendered(request, _prompt, service, merge, params)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
-    generation = begin(request, body, ids, params, n=n, kind=kind, seed=seed)
+    generation = begin(request, body, ids, params, n=n, kind=kind, expected=expected)
     if body.stream:
 
         async def events() -> AsyncGenerator[bytes]:
@@ -77,7 +76,7 @@ class Merged:
 
 
 def _prompt(service: Service, merge: edit.Merge, params: SamplingParams) -> tuple[list[int], list[int] | None]:
-    """The prompt up to where the code block of the answer begins, and the seed: the file as it is."""
+    """The prompt up to where the code block of the answer begins, and what is expected: the file as it is."""
     tokenizer = service.llm.tokenizer
     answer = f"{merge.original.rstrip(chr(10))}\n{edit.merge_marks(merge)}"
-    return edit.merge_ids(tokenizer, merge), expected(tokenizer, answer, service.llm.config.eos_ids, params)
+    return edit.merge_ids(tokenizer, merge), expect(tokenizer, answer, service.llm.config.eos_ids, params)

@@ -13,7 +13,7 @@ from openmercury.engine.constraint import Constraint
 from openmercury.server.errors import refused
 from openmercury.server.generation import Generation, Snapshots, begin, drafted
 from openmercury.server.logprobs import chat_shape
-from openmercury.server.request import check_model, choices, sampling, text_of
+from openmercury.server.request import check_model, choices, rendered, sampling, text_of
 from openmercury.server.schemas import ChatRequest, Message
 from openmercury.server.service import Service
 from openmercury.server.stream import STREAMED, EventStream, while_connected
@@ -34,7 +34,8 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     most = body.max_completion_tokens or body.max_tokens or settings.max_tokens
     params = sampling(body, service, settings).model_copy(update={"max_tokens": most})
     structured = plan(body, service.grammars, stops=bool(body.stop))
-    ids, constraints = await asyncio.to_thread(_prepared, service, structured, body, n)
+    ids = await rendered(request, _ids, service, structured, body)
+    constraints = [None] * n if structured.kind is None else await asyncio.to_thread(_constraints, structured, n)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     generation = begin(request, body, ids, params, n=n, kind=kind, constraints=constraints)
     readers = [structured.reader() for _ in range(n)]
@@ -46,13 +47,13 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     return await while_connected(request.receive, _whole(generation, readers, body, texts))
 
 
-def _prepared(
-    service: Service, structured: Structured, body: ChatRequest, n: int
-) -> tuple[list[int], list[Constraint | None]]:
-    """Prompt and constraints, which may take as long as a large prompt or schema does."""
+def _ids(service: Service, structured: Structured, body: ChatRequest) -> list[int]:
     messages = structured.prompt([flat(number, message) for number, message in enumerate(body.messages)])
-    ids = template.render(service.llm.tokenizer, messages, tools=structured.tools)
-    return ids, [structured.constraint() for _ in range(n)]
+    return template.render(service.llm.tokenizer, messages, tools=structured.tools)
+
+
+def _constraints(structured: Structured, n: int) -> list[Constraint | None]:
+    return [structured.constraint() for _ in range(n)]
 
 
 def flat(number: int, message: Message) -> dict[str, Any]:
@@ -71,10 +72,14 @@ async def _whole(generation: Generation, readers: list[Reader], body: ChatReques
     answers = []
     for number, (reader, text) in enumerate(zip(readers, texts, strict=True)):
         reader.push(text)
-        _, finish = await asyncio.to_thread(reader.end, generation.finish[number] or "length")
+        _, finish = await _end(reader, generation.finish[number] or "length")
         odds = await _odds(generation, number, body, text)
         answers.append({"index": number, "message": reader.message, "logprobs": odds, "finish_reason": finish})
     return generation.whole(answers, **_summary(body))
+
+
+async def _end(reader: Reader, finish: str) -> tuple[list[dict[str, Any]], str]:
+    return await asyncio.to_thread(reader.end, finish) if reader.reads_again else reader.end(finish)
 
 
 async def _odds(generation: Generation, number: int, body: ChatRequest, text: str) -> dict[str, Any] | None:
@@ -90,13 +95,13 @@ async def _events(
 ) -> AsyncGenerator[bytes]:
     for number in range(len(readers)):
         yield generation.event(_choice(number, {"role": "assistant", "content": ""}))
-    views, texts = [Snapshots(generation.stop, seconds) for _ in readers], [""] * len(readers)
+    views, texts = [Snapshots(generation.params.stop, seconds) for _ in readers], [""] * len(readers)
     async for number, piece in generation.pieces():
         reader = readers[number]
         deltas, finish, odds = reader.push(piece.text), None, None
         texts[number] += piece.text
         if piece.finish_reason is not None:
-            last, finish = await asyncio.to_thread(reader.end, piece.finish_reason)
+            last, finish = await _end(reader, piece.finish_reason)
             deltas += last
             odds = await _odds(generation, number, body, texts[number])
         shown = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -13,7 +12,7 @@ from openmercury.errors import EmptyPromptError
 from openmercury.server.errors import refused
 from openmercury.server.generation import Generation, Snapshots, begin, drafted
 from openmercury.server.logprobs import completion_shape
-from openmercury.server.request import check_model, choices, sampling
+from openmercury.server.request import check_model, choices, rendered, sampling
 from openmercury.server.schemas import CompletionRequest, FimRequest, Sampled
 from openmercury.server.stream import STREAMED, EventStream, while_connected
 from openmercury.text import fim
@@ -22,8 +21,7 @@ from openmercury.text.tokenizer import Tokenizer
 router = APIRouter()
 
 MAX_TOKENS = 512
-FIM_STOP = ("\n\n", "\n \n")
-FIM_PRESENCE_PENALTY = 1.5
+FIM_DEFAULTS = {"max_tokens": MAX_TOKENS, "stop": ("\n\n", "\n \n"), "presence_penalty": 1.5}
 NOTHING = "<|endoftext|>"  # what Continue sends for an empty suffix
 
 
@@ -40,8 +38,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
 @router.post("/fim/completions", responses=STREAMED)
 async def fim_completions(request: Request, body: FimRequest) -> Response:
     """Fill the gap between `prompt` and `suffix`; ends at an empty line unless `stop` says otherwise."""
-    defaults = {"max_tokens": MAX_TOKENS, "stop": FIM_STOP, "presence_penalty": FIM_PRESENCE_PENALTY}
-    return await _answer(request, body, body.prompt, body.suffix or "", defaults)
+    return await _answer(request, body, body.prompt, body.suffix or "", FIM_DEFAULTS)
 
 
 async def _answer(
@@ -54,7 +51,7 @@ async def _answer(
     if suffix is not None:
         params = params.model_copy(update={"stop": (*params.stop, *fim.suffix_stops(suffix))})
     tokenizer = service.llm.tokenizer
-    ids = await asyncio.to_thread(_ids, tokenizer, _one(prompt), suffix)
+    ids = await rendered(request, _ids, tokenizer, _one(prompt), suffix)
     ends = None if suffix is None else (*service.llm.config.eos_ids, *fim.stop_ids(tokenizer))
     generation = begin(request, body, ids, params, n=choices(body, settings), kind="text_completion", eos=ends)
     if body.stream:
@@ -90,7 +87,10 @@ def _ids(tokenizer: Tokenizer, prompt: str | list[int], suffix: str | None) -> l
 
 
 async def _events(generation: Generation, body: Sampled, seconds: float) -> AsyncGenerator[bytes]:
-    views, texts = [Snapshots(generation.stop, seconds) for _ in generation.tokens], [""] * len(generation.tokens)
+    views, texts = (
+        [Snapshots(generation.params.stop, seconds) for _ in generation.tokens],
+        [""] * len(generation.tokens),
+    )
     async for number, piece in generation.pieces():
         texts[number] += piece.text
         ended = piece.finish_reason is not None

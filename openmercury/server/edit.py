@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any
 
@@ -10,11 +9,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
+from openmercury.engine.expected import COPYING_MODES
 from openmercury.engine.params import SamplingParams
 from openmercury.errors import OpenMercuryError
 from openmercury.server.errors import refused
 from openmercury.server.generation import Generation, begin
-from openmercury.server.request import check_model, choices, sampling, text_of
+from openmercury.server.request import check_model, choices, rendered, sampling, text_of
 from openmercury.server.schemas import Message, Sampled
 from openmercury.server.service import Finish, Service
 from openmercury.server.stream import EventStream, while_connected
@@ -40,9 +40,9 @@ async def edit_completions(request: Request, body: EditRequest) -> Response:
     check_model(body.model, service, settings)
     message, n = one_message(body), choices(body, settings)
     params = sampling(body, service, settings, **DEFAULTS)
-    asked, ids, seed = await asyncio.to_thread(_prompt, service, message, params)
+    asked, ids, expected = await rendered(request, _prompt, service, message, params)
     kind = "chat.completion.chunk" if body.stream else "edit.completion"
-    generation = begin(request, body, ids, params, n=n, kind=kind, seed=seed)
+    generation = begin(request, body, ids, params, n=n, kind=kind, expected=expected)
 
     def contents(texts: Sequence[str]) -> list[str]:
         return [content(text, finish, asked) for text, finish in zip(texts, generation.finish, strict=True)]
@@ -68,7 +68,7 @@ def content(text: str, finish: Finish | None, asked: edit.NextEdit) -> str:
 def _prompt(
     service: Service, message: str, params: SamplingParams
 ) -> tuple[edit.NextEdit, list[int], list[int] | None]:
-    """The edit as far as it fits, its prompt, and the seed of its answer: the region as it is."""
+    """The edit as far as it fits, its prompt, and what is expected: the region as it is."""
     tokenizer, config = service.llm.tokenizer, service.llm.config
     asked = edit.parse_next_edit(message)
     system, user = edit.edit_messages(asked)
@@ -76,7 +76,7 @@ def _prompt(
     room = config.max_context - around - min(params.max_tokens, config.max_context // 4)
     asked = edit.fit(asked, lambda text: len(tokenizer.encode(text)), min(room, PROMPT_TOKENS))
     ids = chat.render(tokenizer, edit.edit_messages(asked))
-    return asked, ids, expected(tokenizer, edit.fenced(asked.region), config.eos_ids, params)
+    return asked, ids, expect(tokenizer, edit.fenced(asked.region), config.eos_ids, params)
 
 
 # --- shared with apply -----------------------------------------------------------------------------------------------
@@ -92,9 +92,9 @@ def one_message(body: Any) -> str:
     return text_of(messages[0].content, "messages.0.content") or ""
 
 
-def expected(tokenizer: Tokenizer, answer: str, eos: Sequence[int], params: SamplingParams) -> list[int] | None:
-    """The seed for an answer that may come; None where no mode takes it."""
-    return [*tokenizer.encode(answer), eos[0]] if eos and params.mode in ("verified", "auto") else None
+def expect(tokenizer: Tokenizer, answer: str, eos: Sequence[int], params: SamplingParams) -> list[int] | None:
+    """The tokens of an answer that may come; None where the mode makes no use of them."""
+    return [*tokenizer.encode(answer), eos[0]] if eos and params.mode in COPYING_MODES else None
 
 
 def whole(generation: Generation, contents: Sequence[str]) -> Response:

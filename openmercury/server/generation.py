@@ -18,9 +18,10 @@ from openmercury.errors import OpenMercuryError
 from openmercury.server import errors
 from openmercury.server.schemas import Sampled
 from openmercury.server.service import Answer, Finish, Piece, Service
-from openmercury.server.stream import DONE, event
+from openmercury.server.stream import DONE, encoded, event
 
 MASK = "░"
+STAGES = ("queue", "prefill", "decode")
 
 
 class Generation:
@@ -39,8 +40,11 @@ class Generation:
     ) -> None:
         """Queue them, each under its own constraint; raises as `Service.submit`, to which `more` is passed on."""
         self.service, self.prompt, self.ids = service, ids, [list[int]() for _ in range(n)]
-        self.head, self.prompt_tokens, self.mode, self.stop = head, len(ids), params.mode, params.stop
+        self._opening = encoded(head).removesuffix("}")  # of every event
+        self.head, self.prompt_tokens, self.params = head, len(ids), params
         self.begin, self.first_text = time.monotonic(), 0.0
+        self._begun, self._ended = [0.0] * n, [0.0] * n  # when the first tokens of each came, and the last
+        self.error: str | None = None  # what cut a stream off
         self.tokens, self.forwards, self.cached = [0] * n, [0] * n, 0
         self.finish: list[Finish | None] = [None] * n
         self._answers = list[Answer]()
@@ -67,11 +71,27 @@ class Generation:
                     self.finish[number] = piece.finish_reason
                     self.cached = max(self.cached, piece.cached)
                     self.ids[number] += piece.ids
+                    self._note(number, piece)
                     if piece.text and not self.first_text:
                         self.first_text = time.monotonic()
                     yield number, piece
         finally:
             self.abort()
+
+    def _note(self, number: int, piece: Piece) -> None:
+        now = time.monotonic()
+        if piece.tokens and not self._begun[number]:
+            self._begun[number] = now
+        if piece.finish_reason is not None:
+            self._ended[number] = now
+
+    def stages(self, now: float) -> list[list[tuple[str, float, float]]]:
+        """What each answer went through up to `now`: (name, from, to), moments of time.monotonic."""
+        found = []
+        for answer, first, end in zip(self._answers, self._begun, self._ended, strict=True):
+            begins = [moment for moment in (self.begin, answer.admitted, first) if moment]
+            found.append([*zip(STAGES, begins, [*begins[1:], end or now], strict=False)])
+        return found
 
     async def texts(self) -> list[str]:
         """The whole text of each answer."""
@@ -98,16 +118,19 @@ class Generation:
 
     def event(self, choice: dict[str, Any], **more: Any) -> bytes:
         """One event of a stream, with what belongs beside its choice."""
-        return event({**self.head, "choices": [choice], **more})
+        beside = "," + encoded(more).removeprefix("{") if more else "}"
+        return event(f'{self._opening},"choices":[{encoded(choice)}]{beside}')
 
     def ending(self, body: Sampled) -> list[bytes]:
         """The last events of a stream."""
-        usage = event({**self.head, "choices": [], "usage": self.usage()})
+        usage = event(encoded({**self.head, "choices": [], "usage": self.usage()}))
         return [usage, DONE] if body.include_usage else [DONE]
 
     def cut_off(self, choice: dict[str, Any], error: OpenMercuryError) -> bytes:
         """The last event behind a fault; `choice` ends with "length": what was cut off must not pass for whole."""
-        return self.event(choice, **errors.of(error).body)
+        told = errors.of(error)
+        self.error = told.type
+        return self.event(choice, **told.body)
 
     def whole(self, answers: Sequence[dict[str, Any]], **more: Any) -> Response:
         """The response that is no stream."""
@@ -118,12 +141,13 @@ class Generation:
         first = round(self.first_text - self.begin, 4) if self.first_text else None
         return {
             "answer": self.head["id"],
-            "mode": self.mode,
+            "mode": self.params.mode,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": sum(self.tokens),
             "forwards": sum(self.forwards),
             "first_text_seconds": first,
             "finish": self.finish,
+            "error": self.error,
         }
 
     async def _merged(self) -> AsyncGenerator[tuple[int, Piece]]:

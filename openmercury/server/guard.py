@@ -19,7 +19,9 @@ from openmercury.server.limits import Client, Room
 from openmercury.server.metrics import Meters
 from openmercury.server.settings import ServerSettings
 from openmercury.server.stream import ClientGone
+from openmercury.server.telemetry import Telemetry
 
+UNTRACED = ("/health", "/ready", "/metrics")  # asked every few seconds by machines
 GONE = 499  # as nginx logs a client that did not wait
 SAFE = {
     "x-content-type-options": "nosniff",
@@ -34,13 +36,16 @@ SAFE = {
 class Guard:
     """ASGI middleware. `/v1`, `/feedback` and `/metrics` are for admitted clients; the page and the probes for all."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings, door: Door, room: Room, meters: Meters) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: ServerSettings, door: Door, room: Room, meters: Meters, traces: Telemetry | None
+    ) -> None:
         self._app, self._settings = app, settings
-        self._door, self._room, self._meters = door, room, meters
+        self._door, self._room, self._meters, self._traces = door, room, meters, traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await _Visit(self._settings, self._door, self._room, scope, send).run(self._app, receive, self._meters)
+            visit = _Visit(self._settings, self._door, self._room, scope, send)
+            await visit.run(self._app, receive, self._meters, self._traces)
         elif scope["type"] == "lifespan":
             await self._app(scope, receive, send)
 
@@ -55,7 +60,7 @@ class _Visit:
         self._id, self._status = f"req_{uuid.uuid4().hex}", 0
         self._state: dict[str, Any] = scope.setdefault("state", {})
 
-    async def run(self, app: ASGIApp, receive: Receive, meters: Meters) -> None:
+    async def run(self, app: ASGIApp, receive: Receive, meters: Meters, traces: Telemetry | None) -> None:
         begin = time.monotonic()
         try:
             with ExitStack() as inside:
@@ -69,7 +74,7 @@ class _Visit:
             get_logger().exception("%s %s failed", self._scope["method"], self._scope["path"])
             await self._fail(ApiError(500, "internal error: the server's log has the details", "server_error"))
         finally:
-            self._record(time.monotonic() - begin, meters)
+            self._record(begin, meters, traces)
 
     def _enter(self, inside: ExitStack) -> None:
         path = self._scope["path"]
@@ -118,7 +123,8 @@ class _Visit:
         if not self._status:
             await respond(error)(self._scope, _nothing, self._send)
 
-    def _record(self, seconds: float, meters: Meters) -> None:
+    def _record(self, begin: float, meters: Meters, traces: Telemetry | None) -> None:
+        seconds = time.monotonic() - begin
         generation: Generation | None = self._state.get("generation")
         path = getattr(self._scope.get("route"), "path", "other")
         if self._scope["path"].startswith("/v1/") and path.startswith("/") and not path.startswith("/v1/"):
@@ -136,6 +142,8 @@ class _Visit:
             facts |= generation.facts()
             if self._client is not None:
                 self._client.charge(generation.prompt_tokens + sum(generation.tokens))
+        if traces is not None and self._scope["path"] not in UNTRACED:
+            facts["trace"] = traces.request(self._headers, begin, facts, generation)
         get_logger().info("request", extra={"facts": facts})
 
 

@@ -31,9 +31,10 @@ class Lines(logging.Formatter):
 
 
 def configure(form: Literal["text", "json"], stream: TextIO | None = None) -> None:
-    """Show the server's log, and the warnings of the web server below it."""
+    """Show the server's log, and the warnings of the libraries below it."""
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
     handler.setFormatter(Lines(form))
-    for logger, level in ((get_logger(), logging.INFO), (logging.getLogger("uvicorn"), logging.WARNING)):
+    libraries = (logging.getLogger(name) for name in ("uvicorn", "opentelemetry"))
+    for logger, level in ((get_logger(), logging.INFO), *((each, logging.WARNING) for each in libraries)):
         logger.handlers[:], logger.propagate = [handler], False
         logger.setLevel(level)

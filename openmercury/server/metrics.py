@@ -48,8 +48,8 @@ class Meters:
         if generation is None:
             return
         self._prompt.inc(generation.prompt_tokens)
-        self._completion.labels(generation.mode).inc(sum(generation.tokens))
-        self._forwards.labels(generation.mode).inc(sum(generation.forwards))
+        self._completion.labels(generation.params.mode).inc(sum(generation.tokens))
+        self._forwards.labels(generation.params.mode).inc(sum(generation.forwards))
         if generation.first_text:
             self._first.observe(generation.first_text - generation.begin)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+from fastapi import Request
 from pydantic import ValidationError
 
 from openmercury.config import explain
@@ -14,8 +17,19 @@ from openmercury.server.schemas import Sampled, TextPart
 from openmercury.server.service import Service
 from openmercury.server.settings import ServerSettings
 
+T = TypeVar("T")
+
 POLICY = ("threshold", "steps", "entropy_bound", "edit_below", "block_size")
 REALTIME_BLOCK = 8
+SHORT_BODY = 4096  # bytes; a prompt in it is rendered in less time than a thread waits for its turn
+
+
+async def rendered(request: Request, render: Callable[..., T], *args: Any) -> T:
+    """The result of work on a prompt: at once where that is short, in a thread where others would wait for it."""
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) <= SHORT_BODY:
+        return render(*args)
+    return await asyncio.to_thread(render, *args)
 
 
 def check_model(asked: str, service: Service, settings: ServerSettings) -> None:

@@ -1,7 +1,7 @@
 """What a request may hold. A field is honoured or refused by name; from `user` on they are the client's own.
 
 Engine settings (`mode`, `threshold`, …) stand at the top level, or in an object under the literal key `extra_body`, as
-Mercury's client sends them. Values are taken as their JSON type says: "0.5" is no number.
+Mercury's client sends them. Values are taken as their JSON type says: "0.5" is no number, and 13.0 is a whole one.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ Stops = Annotated[
     BeforeValidator(lambda given: [given] if isinstance(given, str) else given, json_schema_input_type=str | list[str]),
 ]
 LARGEST = 2**31
+# JSON has one kind of number, so 13.0 is 13; 13.5 is refused.
+Whole = Annotated[
+    int, BeforeValidator(lambda given: int(given) if isinstance(given, float) and given.is_integer() else given)
+]
 
 
 class StreamOptions(BaseModel):
@@ -38,16 +42,16 @@ class Sampled(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     model: str
-    max_tokens: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
+    max_tokens: Annotated[Whole, Field(ge=1, le=LARGEST)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=1000)] | None = Field(None, description="-1: all; 0 is refused")
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    top_k: Annotated[Whole, Field(ge=-1, le=1000)] | None = Field(None, description="-1: all; 0 is refused")
+    seed: Annotated[Whole, Field(ge=-(2**63), lt=2**63)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     stop: Stops | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[Whole, Field(ge=1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     diffusing: bool | None = Field(None, description="stream snapshots of the whole text, drafts included")
@@ -57,10 +61,10 @@ class Sampled(BaseModel):
 
     mode: Mode | None = None
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
-    steps: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
+    steps: Annotated[Whole, Field(ge=1, le=LARGEST)] | None = None
     entropy_bound: Annotated[float, Field(ge=0)] | None = None
     edit_below: Annotated[float, Field(ge=0, le=1)] | None = None
-    block_size: Annotated[int, Field(ge=1, le=64)] | None = None
+    block_size: Annotated[Whole, Field(ge=1, le=64)] | None = None
     ignore_eos: bool | None = None
     deadline: Annotated[float, Field(gt=0)] | None = Field(
         None, description="seconds; what is there then is the answer"
@@ -130,11 +134,11 @@ class ChatRequest(Sampled, StructuredFields):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
+    max_completion_tokens: Annotated[Whole, Field(ge=1, le=LARGEST)] | None = None
     reasoning_summary: bool | None = None
     reasoning_summary_wait: bool | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
     nextEdit: bool | None = Field(None, description="a label of the editor Continue; changes nothing")
 
 
@@ -144,8 +148,8 @@ class CompletionRequest(Sampled):
     prompt: str | list[int] | list[str] | list[list[int]]
     suffix: str | None = None
     echo: bool | None = None
-    best_of: Annotated[int, Field(ge=1)] | None = None
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    best_of: Annotated[Whole, Field(ge=1)] | None = None
+    logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
 
 
 class FimRequest(Sampled):

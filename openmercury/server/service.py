@@ -43,7 +43,7 @@ class Answer:
     """
 
     def __init__(self, llm: LLM, stream: Stream, stop: Sequence[str], ends: frozenset[int], mode: Mode) -> None:
-        self._llm, self._stream, self._ends, self._mode = llm, stream, ends, mode
+        self._llm, self._stream, self._stop, self._ends, self._mode = llm, stream, stop, ends, mode
         self._text = TextStream(llm.tokenizer, stop)
         self._tokens, self._ended = 0, False
 
@@ -59,6 +59,11 @@ class Answer:
         """As `anext`, which is no coroutine and so can be no task."""
         return await anext(self)
 
+    @property
+    def admitted(self) -> float | None:
+        """When it left the queue (time.monotonic), once it has."""
+        return self._stream.admitted
+
     async def aclose(self) -> None:
         """End the request."""
         self.abort()
@@ -68,14 +73,7 @@ class Answer:
         self._stream.abort()
 
     def _take(self, update: Update) -> Piece:
-        text, ids = "", list[int]()
-        for token in update.tokens:
-            self._tokens += 1
-            if token not in self._ends:
-                ids.append(token)
-                text += self._text.push([token])
-            if self._text.finished_by_stop:
-                break
+        text, ids = self._read(update.tokens)
         if update.finish_reason is not None:
             text += self._text.flush()
         finish: Finish | None = "length" if update.finish_reason == "deadline" else update.finish_reason  # type: ignore[assignment]  # errors were raised
@@ -89,6 +87,22 @@ class Answer:
             if self._text.held:  # settled, but perhaps the beginning of a stop string
                 draft = (DraftPiece(self._text.held, "draft"), *draft)
         return Piece(text, self._tokens, update.forwards, draft, finish, update.cached, tuple(ids))
+
+    def _read(self, tokens: Sequence[int]) -> tuple[str, list[int]]:
+        """The text that became certain and the tokens that came, up to the one that completes a stop string."""
+        if not self._stop:
+            self._tokens += len(tokens)
+            ids = [token for token in tokens if token not in self._ends]
+            return self._text.push(ids), ids
+        text, ids = "", []
+        for token in tokens:
+            self._tokens += 1
+            if token not in self._ends:
+                ids.append(token)
+                text += self._text.push([token])
+            if self._text.finished_by_stop:
+                break
+        return text, ids
 
 
 class Service:
@@ -122,16 +136,16 @@ class Service:
         *,
         eos: Sequence[int] | None = None,
         draft: bool = False,
-        seed: Sequence[int] | None = None,
+        expected: Sequence[int] | None = None,
         constraint: Constraint | None = None,
         pace: float = 0.0,
     ) -> Answer:
         """Queue a request; raises what `Engine.request` does, QueueFullError and EngineStoppedError.
 
-        `pace` seconds lie between two pieces at least, but where a stop string may end the text.
+        One piece comes in each `pace` seconds at most, but where a stop string may end the text.
         """
         pace = 0.0 if params.stop else pace
-        stream = self.engine.submit(ids, params, eos, draft=draft, seed=seed, constraint=constraint, pace=pace)
+        stream = self.engine.submit(ids, params, eos, draft=draft, expected=expected, constraint=constraint, pace=pace)
         ends = frozenset(() if params.ignore_eos else self.llm.config.eos_ids if eos is None else eos)
         return Answer(self.llm, stream, params.stop, ends, params.mode)
 

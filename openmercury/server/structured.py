@@ -8,7 +8,7 @@
     reader = structured.reader()                                  # likewise
     for piece in answer:
         deltas = reader.push(piece.text)                          # objects for `delta`: content or tool_calls
-    deltas, finish_reason = reader.end(piece.finish_reason)       # behind the last; may run for milliseconds
+    deltas, finish_reason = reader.end(piece.finish_reason)       # behind the last; in a thread if `reads_again`
     reader.message                                                # the whole answer: role, content, tool_calls
     reader.snapshot(draft)                                        # for `diffusing`: content with the draft behind it
 
@@ -282,6 +282,11 @@ class Reader:
         calls = {"tool_calls": self.calls} if self.calls else {}
         return {"role": "assistant", "content": self.content or (None if self.calls else ""), "refusal": None, **calls}
 
+    @property
+    def reads_again(self) -> bool:
+        """Does `end` read the whole text by its grammar, which takes milliseconds?"""
+        return self._structured.stops and self._structured.kind is not None
+
     def push(self, text: str) -> list[dict[str, Any]]:
         """Settled text; returns the deltas that it makes certain."""
         self._text += text
@@ -295,7 +300,7 @@ class Reader:
 
     def end(self, finish_reason: str) -> tuple[list[dict[str, Any]], str]:
         """No more comes: the last deltas, and the finish_reason on the wire."""
-        if finish_reason == "stop" and self._structured.stops and not self._structured.whole(self._text):
+        if finish_reason == "stop" and self.reads_again and not self._structured.whole(self._text):
             finish_reason = "length"
         # What was cut in the midst of <tool_call> was to be a call.
         cut = 0 if finish_reason == "stop" else begun(self._held, [OPEN])

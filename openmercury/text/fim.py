@@ -1,4 +1,7 @@
-"""Fill-in-the-middle prompts: prefix, suffix, then the model writes the middle (PSM order, arXiv 2207.14255)."""
+"""Fill-in-the-middle prompts: prefix, suffix, then the model writes the middle (arXiv 2207.14255).
+
+Requests are in the order PSM. In SPM, which training knows too, the prefix stands last and the middle goes on with it.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ STOPS = (PREFIX, SUFFIX, MIDDLE, "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>",
 TELLING = 4  # visible characters that make a line one of its own
 
 
-def render_fill(tokenizer: Tokenizer, prefix: str, suffix: str) -> list[int]:
+def render_fill(tokenizer: Tokenizer, prefix: str, suffix: str, *, suffix_first: bool = False) -> list[int]:
     """Token ids that ask for the text between `prefix` and `suffix`; control tokens written in them stay text.
+
+    `suffix_first` gives the order SPM: the marks of both parts, suffix, mark of the middle, prefix.
 
     Raises EmptyPromptError when both are empty, UnsupportedError when the tokenizer has no such tokens.
     """
@@ -21,6 +26,8 @@ def render_fill(tokenizer: Tokenizer, prefix: str, suffix: str) -> list[int]:
     before, behind, middle = map(tokenizer.token_id, (PREFIX, SUFFIX, MIDDLE))
     if before is None or behind is None or middle is None:
         raise UnsupportedError("this checkpoint has no fill-in-the-middle tokens: use a model trained for it")
+    if suffix_first:
+        return [before, behind, *tokenizer.encode(suffix), middle, *tokenizer.encode(prefix)]
     return [before, *tokenizer.encode(prefix), behind, *tokenizer.encode(suffix), middle]
 
 

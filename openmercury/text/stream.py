@@ -60,8 +60,10 @@ class TextStream:
 
 def begun(text: str, marks: Sequence[str]) -> int:
     """Length of the longest end of `text` that begins one of `marks` without completing it."""
-    longest = max(map(len, marks), default=1) - 1
-    for length in range(min(longest, len(text)), 0, -1):
+    tail = text[-max(map(len, marks), default=0) :] if marks else ""
+    if not any(mark[0] in tail for mark in marks):  # as with nearly all text
+        return 0
+    for length in range(len(tail), 0, -1):
         end = text[-length:]
         if any(len(mark) > length and mark.startswith(end) for mark in marks):
             return length

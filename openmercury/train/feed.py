@@ -46,7 +46,8 @@ def describe(loader: Loader, recipe: Recipe) -> str:
     counts = [manifest.counts for manifest in loader.manifests]
     tokens, trained = sum(each.tokens for each in counts), sum(each.trained for each in counts)
     paths = ", ".join(str(source.path) for source in recipe.data.sources)
-    return f"{tokens / 1e6:.2f} M tokens from {paths}, {trained / max(1, tokens):.0%} trained on"
+    told = f"{tokens / 1e6:.2f} M tokens from {paths}, {trained / max(1, tokens):.0%} trained on"
+    return f"{told}, {loader.cut:.1%} cut off by rows of {recipe.data.row_length}" if loader.cut else told
 
 
 class Feed:

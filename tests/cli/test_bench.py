@@ -200,7 +200,7 @@ def test_prompt_sets(data: Path) -> None:
     assert all(0.8 * prompts.LONG_TOKENS < len(ids) <= prompts.LONG_TOKENS + 40 for ids in long.prompts)
     assert long.prompts == prompts.load("long", data, tokenizer).prompts
     assert len({tuple(ids) for ids in long.prompts}) == len(long.prompts) > 5
-    assert long.with_limits(2, 7) == prompts.PromptSet("long", long.prompts[:2], 7, ignore_eos=True)
+    assert long.with_limits(2, 7) == prompts.PromptSet("long", long.texts[:2], long.prompts[:2], 7, ignore_eos=True)
     with pytest.raises(InputError, match="no prompt set 'poems': use one of humaneval"):
         prompts.load("poems", data, tokenizer)
     (data / "mbpp" / "mbpp.jsonl.xz").unlink()

@@ -11,6 +11,7 @@ from rich.console import Console
 from openmercury.cli import main, rows
 from openmercury.data.shards import Example, read_shard, write_manifest, write_shard
 from openmercury.text.tokenizer import Tokenizer
+from tests.text import made
 
 Capture = pytest.CaptureFixture[str]
 
@@ -95,3 +96,17 @@ def test_refuses_what_is_no_shard(shard: Path, model: Path, capsys: Capture) -> 
     write_shard(shard, [Example([0], 0)], tokenizer="of another")
     assert "is not the one that made these shards" in told(shard)
     assert main.main(["data", "show", str(shard), "--kind", "poem"]) == 2
+
+
+def test_chats(tmp_path: Path, capsys: Capture) -> None:
+    made.byte_level_core().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**made.FACTS, "chat_template": made.TEMPLATE}))
+    talk = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Yes."}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": talk}) + "\n{}\n")
+    line = ["data", "chats", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out"), "--model", str(tmp_path)]
+    assert main.main([*line, "--contaminated"]) == 0
+    assert "left out: 1 without messages" in capsys.readouterr().out
+    assert main.main(["data", "show", str(tmp_path / "out"), "--model", str(tmp_path)]) == 0
+    assert "<|im_start|>assistant\n{+Yes.<|im_end|>+}\n" in capsys.readouterr().out
+    assert main.main(line) == 1
+    assert "no folder of evaluation data is named" in capsys.readouterr().err

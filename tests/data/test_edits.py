@@ -79,6 +79,7 @@ def test_hunks_and_elided_updates() -> None:
 
 
 def test_prompts_for_edits(found: list[Function]) -> None:
+    seen = set()
     for seed in range(12):
         made = {prompt.kind: prompt for prompt in edit_prompts(found[0], found, "pkg/m.py", seed)}
         assert set(made) == {"edit", "apply", "next_edit"}
@@ -90,9 +91,11 @@ def test_prompts_for_edits(found: list[Function]) -> None:
         asked = edit.parse_next_edit(made["next_edit"].row()["message"])
         assert asked.path == "pkg/m.py"
         assert len(asked.history) == 1
+        seen.add(tuple(snippet.code for snippet in asked.snippets))
         assert asked.cursor is not None
         ast.parse(f"{asked.above}{asked.region}\n{asked.below}")
         assert {prompt.source for prompt in made.values()} == {found[0].id}
+    assert seen == {(), (found[1].source,)}
 
 
 def test_prompts_from_two_releases(found: list[Function]) -> None:

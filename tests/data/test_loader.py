@@ -91,7 +91,7 @@ def test_fields_of_a_batch(tmp_path: Path) -> None:
 def test_what_is_cut_is_told(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.safetensors", [Example([7] * 9, 2, "chat"), Example([5] * 9, 0, "code")])
     write_manifest(tmp_path)
-    assert Loader([Source(path=tmp_path)], 6, 1, seed=0).cut == 3
+    assert Loader([Source(path=tmp_path)], 6, 1, seed=0).cut == 3 / 18
 
 
 def test_a_state_of_other_data_is_refused(sources: list[Source], tmp_path: Path) -> None:

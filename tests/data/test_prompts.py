@@ -110,6 +110,8 @@ def test_docstrings() -> None:
     doc = "Sum of values.\n\nSee Also\n--------\nother\n\nReturns\n-------\nint"
     assert trim_doc(doc, "f", 500) == "Sum of values.\n\nReturns\n-------\nint"
     assert doctest_asserts("x\n\n>>> f(1)\n2\n>>> f(2)\n<object>\n", "f") == ["assert f(1) == 2"]
+    assert doctest_asserts(">>> f(x)\n2\n>>> f(1), f(2)\n(1, 2)\n>>> f(2)  # doctest: +SKIP\n2\n", "f") == []
+    assert doctest_asserts(">>> f(len, [1])\n2\n", "f") == ["assert f(len, [1]) == 2"]
 
 
 def test_exercises() -> None:

@@ -245,10 +245,10 @@ def whole_steps(dtype: torch.dtype, head_size: int) -> None:
             runner = engine.runner
             runner.cuda = CudaForward(runner.model, runner.cache, runner.slots, tiny.MASK, 64) if fused else None
             params = SamplingParams.model_validate({"max_tokens": 4, "seed": 3, **asked})
-            seed = [7, 8, 9] if params.mode == "verified" and not by_grammar else None
+            expected = [7, 8, 9] if params.mode == "verified" and not by_grammar else None
             walk = Walk(Machine(random.Random(4)), forced=True) if by_grammar else None
             requests = [
-                engine.request([5, 6, 7], params, seed=seed, constraint=walk),
+                engine.request([5, 6, 7], params, expected=expected, constraint=walk),
                 engine.request([9, 8, 7, 6, 5], params),
             ]
             list(engine.generate(requests))

@@ -296,13 +296,13 @@ def test_errands_fail_with_the_engine(served: AsyncEngine, monkeypatch: pytest.M
     asyncio.run(main())
 
 
-def test_a_seed_reaches_the_engine(served: AsyncEngine) -> None:
+def test_expected_text_reaches_the_engine(served: AsyncEngine) -> None:
     async def main() -> None:
         params = SamplingParams(max_tokens=30, ignore_eos=True)
         tokens, plain = await whole(served.submit([5, 6, 7], params))
-        again, seeded = await whole(served.submit([5, 6, 7], params, seed=tokens))
+        again, copied = await whole(served.submit([5, 6, 7], params, expected=tokens))
         assert again == tokens
-        assert seeded.forwards == 1 < plain.forwards
+        assert copied.forwards == 1 < plain.forwards
 
     asyncio.run(main())
 

@@ -211,8 +211,8 @@ def test_what_does_not_go_with_a_grammar_is_refused() -> None:
     walk = Walk(Chain([5]), forced=False)
     with pytest.raises(InputError, match="ignore_eos"):
         Engine(MODEL).request([7], SamplingParams(ignore_eos=True), constraint=walk)
-    with pytest.raises(InputError, match="seed"):
-        Engine(MODEL).request([7], SamplingParams(), seed=[1, 2], constraint=walk)
+    with pytest.raises(InputError, match="expected tokens and a grammar"):
+        Engine(MODEL).request([7], SamplingParams(), expected=[1, 2], constraint=walk)
 
 
 @pytest.mark.parametrize("mode", ["ar", "verified", "diffusion"])

@@ -16,7 +16,7 @@ from openmercury.diffusion.sample import Sampling
 from openmercury.diffusion.unmask import Policy
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
-from openmercury.engine.modes import Shape, needed_columns
+from openmercury.engine.modes import COPIED, Shape, needed_columns
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.policy import AutoPolicy
 from openmercury.engine.request import Request
@@ -131,7 +131,7 @@ def inject(engine: Engine, rng: random.Random, bomb: Request) -> None:
     engine.runner.model = Intercepted(network, flaky)  # type: ignore[assignment]
 
 
-def random_seed(rng: random.Random, prompt: list[int], params: SamplingParams) -> list[int] | None:
+def random_expectation(rng: random.Random, prompt: list[int], params: SamplingParams) -> list[int] | None:
     """Nothing, rubbish, or the text of `ar` as it was before some edits; what a mode cannot take is left out."""
     if params.mode not in ("verified", "auto") or POISON in prompt or rng.random() < 0.3:
         return None
@@ -184,7 +184,7 @@ def random_schedule(seed: int) -> None:
     if faulty:
         prompts[0] += [POISON, *common[: rng.choice([0, 3])]]
     asked = [(prompt, random_params(rng)) for prompt in prompts]
-    arriving = [engine.request(*each, seed=random_seed(rng, *each)) for each in asked]
+    arriving = [engine.request(*each, expected=random_expectation(rng, *each)) for each in asked]
     requests, aborted = list(arriving), set[int]()
     if faulty:
         inject(engine, rng, requests[-1])
@@ -240,15 +240,15 @@ def test_verified_samples_the_text_of_ar() -> None:
 
 @pytest.mark.parametrize("mode", ["verified", "auto"])
 @pytest.mark.parametrize("overlap", [False, True])
-def test_a_seed_saves_forwards(mode: str, overlap: bool) -> None:
+def test_expected_text_saves_forwards(mode: str, overlap: bool) -> None:
     engine = Engine(MODEL)
     engine.overlap = overlap
     params = SamplingParams.model_validate({"mode": mode, "max_tokens": 60, "ignore_eos": True})
     text = reference.generate_ar(MODEL, [5, 6, 7], 60, set(), reference.Sampling())
     inserted, dropped = [*text[:20], 1, 2, *text[20:]], [*text[:20], *text[22:]]
     forwards = []
-    for seed in (text, inserted, dropped, None):
-        request = engine.request([5, 6, 7], params, seed=seed)
+    for expected in (text, inserted, dropped, None):
+        request = engine.request([5, 6, 7], params, expected=expected)
         list(engine.generate([request]))
         assert request.completion == text
         forwards.append(request.forwards)
@@ -256,14 +256,14 @@ def test_a_seed_saves_forwards(mode: str, overlap: bool) -> None:
     assert max(forwards[1:3]) <= 2 + 5 < forwards[3]
 
 
-def test_a_seed_needs_no_adapter() -> None:
+def test_expected_text_needs_no_adapter() -> None:
     engine = Engine(tiny.network(of=tiny.config(adapter=False)))
-    texts = []
-    for seed in (None, [1, 2, 3]):
-        request = engine.request([5, 6, 7], SamplingParams(mode="auto", max_tokens=30, ignore_eos=True), seed=seed)
+    params, texts = SamplingParams(mode="auto", max_tokens=30, ignore_eos=True), []
+    for expected in (None, [1, 2, 3]):
+        request = engine.request([5, 6, 7], params, expected=expected)
         list(engine.generate([request]))
         texts.append(request.completion)
-    request = engine.request([5, 6, 7], SamplingParams(mode="auto", max_tokens=30, ignore_eos=True), seed=texts[0])
+    request = engine.request([5, 6, 7], params, expected=texts[0])
     list(engine.generate([request]))
     assert texts[0] == texts[1] == request.completion
     assert request.forwards == 1
@@ -377,10 +377,10 @@ def test_bad_requests() -> None:
         engine.request([5] * 256, SamplingParams())
     with pytest.raises(InputError, match="tokenizer"):
         engine.request([5, 64], SamplingParams())
-    with pytest.raises(InputError, match="seed has ids"):
-        engine.request([5], SamplingParams(), seed=[64])
+    with pytest.raises(InputError, match="expected text has ids"):
+        engine.request([5], SamplingParams(), expected=[64])
     with pytest.raises(InputError, match="modes verified and auto"):
-        engine.request([5], SamplingParams(mode="ar"), seed=[5])
+        engine.request([5], SamplingParams(mode="ar"), expected=[5])
     plain = Engine(tiny.network(of=tiny.config(adapter=False)))
     with pytest.raises(UnsupportedError, match="mode ar"):
         plain.request([5], SamplingParams(mode="diffusion"))
@@ -439,3 +439,25 @@ def test_a_closed_loop_keeps_so_many_under_way() -> None:
         most = max(most, len(engine.scheduler.running) + len(engine.scheduler.waiting))
     assert most == 2
     assert [request.completion for request in requests] == [expected(request) for request in requests]
+
+
+def test_graphs_are_captured_for_what_will_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, captured = Engine(MODEL), set[tuple[Shape, int, Sampling]]()
+    engine.runner.fused = True
+
+    def capture(shape: Shape, rows: int, sampling: Sampling, steps: int) -> float:
+        captured.add((shape, rows, sampling))
+        return 1e-3
+
+    monkeypatch.setattr(engine.runner, "warm_prefill", lambda: None)
+    monkeypatch.setattr(engine.runner, "warm_decode", capture)
+    engine.warm_up(2, SamplingParams(mode="ar"))
+    assert captured == {(Shape("ar", 1), 1, "greedy"), (Shape("ar", 1), 2, "greedy")}
+    captured.clear()
+    engine.warm_up(1, SamplingParams(temperature=0.2, presence_penalty=1.0), expected=True)
+    assert {(shape.groups, shape.penalised, sampling) for shape, _, sampling in captured} == {
+        ("none", True, "sampled"), (engine.config.draft_groups, True, "sampled"),
+    }  # fmt: skip
+    assert (COPIED._replace(penalised=True), 1, "sampled") in captured
+    with pytest.raises(InputError, match="modes verified and auto"):
+        engine.warm_up(1, SamplingParams(mode="ar"), expected=True)

@@ -22,6 +22,7 @@ from openmercury.model.config import DiffusionFacts
 from openmercury.server.app import create_app, web_server
 from openmercury.server.service import Service
 from openmercury.server.settings import ServerSettings
+from openmercury.server.telemetry import Telemetry
 from tests import tiny
 from tests.text.made import byte_level
 
@@ -89,11 +90,11 @@ def slow(model: LLM, seconds: float) -> LLM:
 
 
 @contextlib.contextmanager
-def serving(model: LLM | None = None, **settings: Any) -> Iterator[Served]:
+def serving(model: LLM | None = None, traces: Telemetry | None = None, **settings: Any) -> Iterator[Served]:
     """The app behind uvicorn, on a free port of this machine."""
     service = Service(model or llm(), MODEL)
     given = ServerSettings(**settings)
-    app = create_app(service, given)
+    app = create_app(service, given, traces)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = web_server(app, given)

@@ -139,6 +139,17 @@ def test_unknown_models_paths_and_methods(http: httpx.Client) -> None:
     error_of(http.delete("/v1/models"), 405)
 
 
+def test_whole_numbers_may_be_written_as_floats(http: httpx.Client) -> None:
+    asked = json.dumps({**CHAT, "max_tokens": 3, "ignore_eos": True}).replace('"max_tokens": 3', '"max_tokens": 3.0')
+    for more in ("", ', "n": 2.0, "seed": -1.0, "top_k": 5e0, "block_size": 4.0, "mode": "diffusion"'):
+        answer = http.post("/v1/chat/completions", content=asked[:-1] + more + "}", headers=JSON)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["usage"]["completion_tokens"] == 3 * len(answer.json()["choices"])
+    for wrong in ("3.5", "1e300", "-1.0", "true"):
+        refused = http.post("/v1/chat/completions", content=asked.replace("3.0", wrong), headers=JSON)
+        assert error_of(refused, 400)["param"] == "max_tokens"
+
+
 def test_prompts_that_cannot_be_answered(http: httpx.Client) -> None:
     long = {**CHAT, "messages": [{"role": "user", "content": "long " * 1000}]}
     assert error_of(http.post("/v1/chat/completions", json=long), 400)["code"] == "context_length_exceeded"

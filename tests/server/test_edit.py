@@ -122,11 +122,11 @@ def test_what_an_edit_asks_for(client: TestClient, llm: LLM, monkeypatch: pytest
     params, decode = scripted.asked["params"], llm.tokenizer.decode
     assert (params.max_tokens, params.temperature, params.presence_penalty) == (1024, 0.2, 1.0)
     assert scripted.asked["ids"] == chat.render(llm.tokenizer, edit.edit_messages(edit.parse_next_edit(EDIT)))
-    assert decode(scripted.asked["seed"], special=True) == f"```\n{REGION}\n```<|im_end|>"
+    assert decode(scripted.asked["expected"], special=True) == f"```\n{REGION}\n```<|im_end|>"
     for mode in ("ar", "diffusion"):
         scripted = script(client, monkeypatch, "None")
         client.post("/v1/edit/completions", json=asking(EDIT, mode=mode))
-        assert scripted.asked["seed"] is None
+        assert scripted.asked["expected"] is None
 
 
 def test_a_long_file_is_cut_around_the_region(client: TestClient, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +174,7 @@ def test_apply(client: TestClient, llm: LLM, monkeypatch: pytest.MonkeyPatch, pi
     assert (params.max_tokens, params.temperature, params.presence_penalty) == (8192, 0, 0)
     assert params.stop == ("\n```",)
     assert llm.tokenizer.decode(scripted.asked["ids"]).endswith("\n```\n")
-    assert llm.tokenizer.decode(scripted.asked["seed"], special=True) == "a = 1\nb = 2\n```<|im_end|>"
+    assert llm.tokenizer.decode(scripted.asked["expected"], special=True) == "a = 1\nb = 2\n```<|im_end|>"
     script(client, monkeypatch, *pieces)
     chunks = streamed(client.post("/v1/apply/completions", json=asking(MERGE, stream=True)).text)
     assert "".join(each["choices"][0]["delta"]["content"] for each in chunks) == merged

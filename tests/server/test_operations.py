@@ -177,6 +177,29 @@ def test_a_half_sent_request_is_given_up() -> None:
         client.close()
 
 
+def test_a_head_that_does_not_come_is_given_up_and_a_slow_one_is_not() -> None:
+    with serving(slow(llm(), 0.05), body_seconds=0.3) as served:
+        where = ("127.0.0.1", int(served.url.rsplit(":", 1)[1]))
+        whole = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        for sent in (b"", b"GET /health HT", whole[:-2]):
+            with socket.create_connection(where, timeout=5) as client:
+                client.sendall(sent)
+                begin = time.monotonic()
+                assert client.recv(100) == b""
+                assert 0.1 < time.monotonic() - begin < 3
+        with socket.create_connection(where, timeout=5) as client:
+            client.sendall(whole[:9])
+            time.sleep(0.1)
+            client.sendall(whole[9:])
+            answered = b""
+            while not answered.endswith(b'{"status":"ok"}'):
+                answered += client.recv(1000)
+            client.sendall(whole[:9])  # a second one that stops
+            assert client.recv(1000) == b""
+        answer = httpx.post(served.url + CHAT, json={**ASK, "max_tokens": 12, "ignore_eos": True})  # takes longer
+        assert answer.json()["usage"]["completion_tokens"] == 12
+
+
 def test_health_ready_and_metrics(http: httpx.Client, server: Served) -> None:
     assert http.get("/health").json() == {"status": "ok"}
     assert http.get("/ready").json() == {"status": "ready"}

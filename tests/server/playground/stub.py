@@ -66,6 +66,7 @@ class Stub:
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.url, self.aborted = "", 0
+        self.held = False  # an answer goes no further than its first step
         self.app = FastAPI()
         self.app.include_router(router)
         self.app.add_api_route("/v1/models", self.models)
@@ -115,13 +116,18 @@ class Stub:
                 }
                 meta |= {name: step[name] for name in ("tokens", "forwards")}
                 yield _event({"choices": [{"index": 0, "delta": {"content": step["content"]}}], "diffusion_meta": meta})
-                await asyncio.sleep(pause)
+                await self._pause(pause)
             yield _event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
             yield _event({"choices": [], "usage": _usage(steps)})
             yield "data: [DONE]\n\n"
         except asyncio.CancelledError:
             self.aborted += 1
             raise
+
+    async def _pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        while self.held:
+            await asyncio.sleep(0.005)
 
     async def fim(self, request: Request) -> Response:
         body = await request.json()
@@ -132,7 +138,7 @@ class Stub:
         """Plain chunks, which append."""
         for piece in ("sum", "(val", "ues)"):
             yield _event({"object": "text_completion", "choices": [{"index": 0, "text": piece}]})
-            await asyncio.sleep(0.01)
+            await self._pause(0.01)
         yield _event({"choices": [{"index": 0, "text": "", "finish_reason": "stop"}]})
         yield _event({"choices": [], "usage": {"completion_tokens": 4, "forwards": 2, "tokens_per_forward": 2.0}})
         yield "data: [DONE]\n\n"

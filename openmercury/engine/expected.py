@@ -1,8 +1,8 @@
 """Drafts from text that is expected to come: of an edit, the original.
 
-The text follows the seed while its new tokens are the seed's next ones. Where they part, an edit has begun; where its
-last few tokens stand in the seed again, behind the place where they parted if possible, it is over. (Drafts copied from
-a given text: prompt lookup decoding; inference with reference, arXiv 2304.04487.)
+The text follows it while its new tokens are the next ones there. Where they part, an edit has begun; where its last few
+tokens stand there again, behind the place where they parted if possible, it is over. (Drafts copied from a given text:
+prompt lookup decoding; inference with reference, arXiv 2304.04487.)
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-SEED_WIDTH = 31  # tokens drafted at a time: a forward over 32 positions costs little more than one over a few
-KNOWN = 3  # tokens that must stand in the seed in this order before it is followed again
+COPYING_MODES = ("verified", "auto")  # that make use of it
+COPY_WIDTH = 31  # tokens drafted at a time: a forward over 32 positions costs little more than one over a few
+KNOWN = 3  # tokens that must stand in the expected text in this order before it is followed again
 
 
-class Seed:
+class Expected:
     """Tokens expected behind the first `begin` of a text, and where in them the text is."""
 
     def __init__(self, ids: Sequence[int], begin: int) -> None:

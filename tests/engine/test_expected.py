@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from openmercury.engine.seed import KNOWN, Seed
+from openmercury.engine.expected import KNOWN, Expected
 
 OLD = list(range(10, 40))
 
 
 def follow(text: list[int], most: int = 4) -> list[list[int]]:
     """What is drafted behind each beginning of the text."""
-    seed = Seed(OLD, 0)
-    return [seed.drafts(text[:end], most) for end in range(len(text) + 1)]
+    expected = Expected(OLD, 0)
+    return [expected.drafts(text[:end], most) for end in range(len(text) + 1)]
 
 
-def test_the_seed_itself() -> None:
+def test_the_expected_text_itself() -> None:
     drafts = follow(OLD)
     assert drafts[0] == OLD[:4]
     assert drafts[26] == OLD[26:]
@@ -31,13 +31,13 @@ def test_an_edit_is_left_behind_known_tokens() -> None:
 
 
 def test_of_two_places_the_next_one_is_meant_and_else_the_last() -> None:
-    seed = Seed([1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 3, 6], 0)
-    assert seed.drafts([1, 2, 3, 4, 9, 1, 2, 3], 1) == [5]
-    seed = Seed([1, 2, 3, 4, 1, 2, 3, 5, 8], 0)
-    assert seed.drafts([1, 2, 3, 4, 1, 2, 3, 5, 9, 1, 2, 3], 1) == [5]
+    expected = Expected([1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 3, 6], 0)
+    assert expected.drafts([1, 2, 3, 4, 9, 1, 2, 3], 1) == [5]
+    expected = Expected([1, 2, 3, 4, 1, 2, 3, 5, 8], 0)
+    assert expected.drafts([1, 2, 3, 4, 1, 2, 3, 5, 9, 1, 2, 3], 1) == [5]
 
 
 def test_the_prompt_is_not_looked_up() -> None:
-    seed = Seed(OLD, 5)
-    assert seed.drafts([7, *OLD[3:7]], 2) == OLD[:2]
-    assert seed.drafts([7, *OLD[3:7], *OLD[:2]], 2) == OLD[2:4]
+    expected = Expected(OLD, 5)
+    assert expected.drafts([7, *OLD[3:7]], 2) == OLD[:2]
+    assert expected.drafts([7, *OLD[3:7], *OLD[:2]], 2) == OLD[2:4]
