@@ -155,7 +155,8 @@ class BlockDiffusionObjective:
             found, exact_M = self._clean_side(model, batch, clean, learnt_BL, exact_BL)
             total, nll = total + found.loss, nll + (exact_M * found.ce_M).sum()
             weight = weight + config.ar * len(exact_M)
-            metrics["ar"] = ratio(found.ce_M.sum(), len(exact_M), weight)
+            if config.ar:
+                metrics["ar"] = ratio(found.ce_M.sum(), len(exact_M), weight)
         if bound:
             metrics["bound"] = ratio(nll, learnt_BL.sum(), weight)
         return Loss(total, weight, metrics)
@@ -164,7 +165,8 @@ class BlockDiffusionObjective:
         self, model: Transformer, batch: Batch, clean: Clean, learnt_BL: Tensor, exact_BL: Tensor
     ) -> tuple[DenoisingLoss, Tensor]:
         """Its next-token loss, weighted as the bound asks (`exact_BL`, by token; also returned by row) and by `ar`."""
-        token_M = learnt_BL.flatten().nonzero()[:, 0]
+        asked_BL = learnt_BL if self.config.ar else exact_BL > 0  # no more rows than count meet the vocabulary
+        token_M = asked_BL.flatten().nonzero()[:, 0]
         hidden_MD = clean.hidden_BLD.flatten(0, 1)[token_M - 1]
         exact_M = exact_BL.flatten()[token_M].to(wide_dtype(hidden_MD))
         found = denoising_loss(
