@@ -2,7 +2,7 @@
 
 Activations are what autograd keeps of one layer and token, counted tensor by tensor (`layer_elements`); of a compiled
 layer a little less is kept, since some of it is computed again. With checkpointing only the input of each layer is
-kept, and one layer at a time in full.
+kept, and one layer at a time in full. Attention is taken to keep no scores, as FlexAttention does.
 """
 
 from __future__ import annotations
@@ -77,6 +77,12 @@ def layer_elements(config: ModelConfig, rank: int) -> int:
     return norms + inputs + attention + swiglu
 
 
+def slice_bytes(recipe: Recipe, width: int, wide: int) -> int:
+    """Bytes of each logit while a slice of the loss is computed: logits and slopes, and eager, each step between."""
+    taught = int(recipe.objective.kind == "block_diffusion" and recipe.objective.kl > 0)
+    return (2 + taught) * width if recipe.compile else (1 + taught) * width + (6 + 2 * taught) * wide
+
+
 def estimate(recipe: Recipe, *, processes: int = 1, compute: int | None = None, trained: float = 1.0) -> Estimate:
     """Of one process among `processes`; `compute` is the bytes of an activation, `trained` the share with a loss."""
     config = model_config(recipe)
@@ -101,7 +107,9 @@ def estimate(recipe: Recipe, *, processes: int = 1, compute: int | None = None, 
     inputs = config.n_layers * config.d_model * kept * width
     activations = clean + (inputs + layer if recipe.checkpointing else config.n_layers * layer)
     gathered = 2 * width * (body_weights(config) / config.n_layers) if sharded else 0.0  # this layer, and the next one
-    logits = min(SLICE, kept) * config.vocab_size * (3 * width + 4 * wide)
+    logits = SLICE * config.vocab_size * slice_bytes(recipe, width, wide)
+    if recipe.learn != "adapter":
+        logits += 2 * config.vocab_size * config.d_model * wide  # the head's gradient, and a slice's part of it
     return Estimate(
         learning=learning,
         frozen=frozen,
