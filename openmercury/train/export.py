@@ -46,11 +46,10 @@ def export_run(run: Path, out: Path, quantization: str | None = None) -> None:
     `quantization` is of the adapter, by default Q8_0, or, where all weights learned, of the weights: BF16, the default,
     and F32 are written as safetensors under the names of `transformers`, others as GGUF.
     """
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        raise ConfigError(f"quantization {quantization!r} is unknown: use one of {', '.join(QUANTIZATIONS)}")
     recipe, tensors = read_run(run)
-    kind = quantization or ("Q8_0" if recipe.adapted else "BF16")
-    if kind not in QUANTIZATIONS:
-        raise ConfigError(f"quantization {kind!r} is unknown: use one of {', '.join(QUANTIZATIONS)}")
-    export_tensors(recipe, tensors, out, kind)
+    export_tensors(recipe, tensors, out, quantization or ("Q8_0" if recipe.adapted else "BF16"))
 
 
 def read_run(run: Path) -> tuple[Recipe, dict[str, Tensor]]:

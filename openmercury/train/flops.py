@@ -65,18 +65,18 @@ def attention_flops(config: ModelConfig, keys: float) -> float:
 
 def training_flops(recipe: Recipe, config: ModelConfig, trained: float) -> float:
     """Of one token of the rows, forward and backward; `trained` is m. Texts are taken to be as long as their rows."""
-    body = 2.0 * body_weights(config) + attention_flops(config, recipe.data.row_length / 2)
+    products, attention = 2.0 * body_weights(config), attention_flops(config, recipe.data.row_length / 2)
     update, head = 2.0 * adapter_weights(config), 2.0 * config.vocab_size * config.d_model
-    objective, full = recipe.objective, recipe.learn == "full"
-    base_learns = recipe.learn != "adapter"
-    clean = body * (1 + base_learns + full)
+    objective, base_learns = recipe.objective, recipe.learn != "adapter"
+    read = products + attention  # one forward
+    learnt = products * (3 if recipe.learn == "full" else 2) + 3 * attention + 3 * update  # and its backward
     if objective.kind in ("ar", "masked_diffusion"):
-        return body * (2 + full) + 3 * update + trained * head * (2 + base_learns)
+        return learnt + trained * head * (2 + base_learns)
+    clean = learnt - 3 * update if base_learns else read
     share = getattr(objective, "noisy_share", 1.0)
     copies = getattr(objective, "samples", 2 if getattr(objective, "complementary", False) else 1)
-    noisy = copies * share * (body * (2 + full) + 3 * update)
     taught = objective.kind == "block_diffusion" and objective.kl > 0
     loss = copies * trained * head * (2 + taught + base_learns)
     if objective.kind == "dpo":  # the reference reads both halves
-        return clean + body + noisy + copies * (body + update) + loss + copies * trained * head
-    return clean + (body if taught and base_learns else 0.0) + noisy + loss
+        return clean + read + copies * (learnt + read + update) + loss + copies * trained * head
+    return clean + (read if taught and base_learns else 0.0) + copies * share * learnt + loss

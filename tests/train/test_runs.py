@@ -206,6 +206,18 @@ def test_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert told[0][1]["loss"] > 0
 
 
+def test_tensorboard_reads_what_was_told(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = make_run(tmp_path, trackers=["tensorboard"], steps=4)
+    Trainer(recipe).run()
+    events = EventAccumulator(str(recipe.out / "tensorboard")).Reload()
+    rows = [json.loads(line) for line in (recipe.out / "metrics.jsonl").read_text().splitlines()]
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert found == [(row["step"], pytest.approx(row["loss"])) for row in rows]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
