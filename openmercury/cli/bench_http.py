@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from openmercury.errors import UnsupportedError
 
@@ -104,19 +105,16 @@ def _bodies(asked: PromptSet, params: SamplingParams) -> list[dict[str, Any]]:
 @contextlib.contextmanager
 def serving(llm: LLM) -> Iterator[int]:
     """The server in a thread of this process, set as its environment says; gives its port."""
-    import socket
-
-    from openmercury.server import logs
     from openmercury.server.app import create_app, settle, web_server
     from openmercury.server.service import Service
     from openmercury.server.settings import ServerSettings
 
     settings = ServerSettings(host="127.0.0.1", keys=None, max_concurrent=1 << 20)
-    with open(os.devnull, "w") as nowhere, socket.socket() as listener:
-        logs.configure(settings.log_format, nowhere)  # lines are written, as they would be
+    with _logging_nowhere(settings.log_format), socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        app = create_app(Service(llm, llm.folder.resolve().name), settings)
         settle()
-        server = web_server(create_app(Service(llm, llm.folder.resolve().name), settings), settings)
+        server = web_server(app, settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started and thread.is_alive():
@@ -126,3 +124,20 @@ def serving(llm: LLM) -> Iterator[int]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextlib.contextmanager
+def _logging_nowhere(form: Literal["text", "json"]) -> Iterator[None]:
+    """Lines of the log are written, as they would be, where nobody reads them."""
+    from openmercury.log import get_logger
+    from openmercury.server import logs
+
+    logger = get_logger()
+    handlers, level = logger.handlers[:], logger.level
+    with open(os.devnull, "w") as nowhere:
+        logs.configure(form, nowhere)
+        try:
+            yield
+        finally:
+            logger.handlers[:] = handlers
+            logger.setLevel(level)
