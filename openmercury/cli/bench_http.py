@@ -65,7 +65,7 @@ def over(llm: LLM, asked: PromptSet, params: SamplingParams, direct: Speed) -> S
     from openmercury.eval.speed import percentile
 
     assert direct.concurrency is not None
-    bodies = list(itertools.islice(itertools.cycle(_bodies(asked, params)), direct.requests))
+    bodies = list(itertools.islice(itertools.cycle(_bodies(llm, asked, params)), direct.requests))
     with serving(llm) as port:
         before = time.process_time()
         visits = Load(port, bodies, direct.concurrency).visits()
@@ -96,10 +96,14 @@ def over(llm: LLM, asked: PromptSet, params: SamplingParams, direct: Speed) -> S
     )
 
 
-def _bodies(asked: PromptSet, params: SamplingParams) -> list[dict[str, Any]]:
-    told = {"model": "mercury", "stream": True, "stream_options": {"include_usage": True}, "mode": params.mode}
+def _bodies(llm: LLM, asked: PromptSet, params: SamplingParams) -> list[dict[str, Any]]:
+    told = {"model": _name(llm), "stream": True, "stream_options": {"include_usage": True}, "mode": params.mode}
     told |= {"max_tokens": params.max_tokens, "ignore_eos": params.ignore_eos, "temperature": 0}
     return [{**told, "messages": [{"role": "user", "content": text}]} for text in asked.texts]
+
+
+def _name(llm: LLM) -> str:
+    return llm.folder.resolve().name
 
 
 @contextlib.contextmanager
@@ -112,7 +116,7 @@ def serving(llm: LLM) -> Iterator[int]:
     settings = ServerSettings(host="127.0.0.1", keys=None, max_concurrent=1 << 20)
     with _logging_nowhere(settings.log_format), socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        app = create_app(Service(llm, llm.folder.resolve().name), settings)
+        app = create_app(Service(llm, _name(llm)), settings)
         settle()
         server = web_server(app, settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
