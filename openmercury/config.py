@@ -149,7 +149,7 @@ def _explain_one(details: ErrorDetails, cls: type[BaseModel] | None) -> str:
 def _unknown(names: list[str], siblings: list[str], cls: type[BaseModel] | None) -> str:
     """Unknown key, with the key most likely meant: the same name in another table, else the nearest one beside it."""
     where, prefix = ".".join(names), names[:-1]
-    elsewhere = [] if cls is None else [key for key in _keys(cls) if key.split(".")[-1] == names[-1]]
+    elsewhere = [] if cls is None else [key for key in _keys(cls) if key.split(".")[-1] == names[-1] and key != where]
     beside = [".".join([*prefix, key]) for key in difflib.get_close_matches(names[-1], siblings, n=1)]
     nearest = [*elsewhere, *beside]
     if nearest:
@@ -227,7 +227,7 @@ def _keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _bare(discriminator: str) -> str:
-    return discriminator.strip("'")
+    return discriminator.strip("'()")
 
 
 def _one_line(text: str) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from openmercury.errors import UnsupportedError
 
@@ -64,7 +65,7 @@ def over(llm: LLM, asked: PromptSet, params: SamplingParams, direct: Speed) -> S
     from openmercury.eval.speed import percentile
 
     assert direct.concurrency is not None
-    bodies = list(itertools.islice(itertools.cycle(_bodies(asked, params)), direct.requests))
+    bodies = list(itertools.islice(itertools.cycle(_bodies(llm, asked, params)), direct.requests))
     with serving(llm) as port:
         before = time.process_time()
         visits = Load(port, bodies, direct.concurrency).visits()
@@ -95,28 +96,29 @@ def over(llm: LLM, asked: PromptSet, params: SamplingParams, direct: Speed) -> S
     )
 
 
-def _bodies(asked: PromptSet, params: SamplingParams) -> list[dict[str, Any]]:
-    told = {"model": "mercury", "stream": True, "stream_options": {"include_usage": True}, "mode": params.mode}
+def _bodies(llm: LLM, asked: PromptSet, params: SamplingParams) -> list[dict[str, Any]]:
+    told = {"model": _name(llm), "stream": True, "stream_options": {"include_usage": True}, "mode": params.mode}
     told |= {"max_tokens": params.max_tokens, "ignore_eos": params.ignore_eos, "temperature": 0}
     return [{**told, "messages": [{"role": "user", "content": text}]} for text in asked.texts]
+
+
+def _name(llm: LLM) -> str:
+    return llm.folder.resolve().name
 
 
 @contextlib.contextmanager
 def serving(llm: LLM) -> Iterator[int]:
     """The server in a thread of this process, set as its environment says; gives its port."""
-    import socket
-
-    from openmercury.server import logs
     from openmercury.server.app import create_app, settle, web_server
     from openmercury.server.service import Service
     from openmercury.server.settings import ServerSettings
 
     settings = ServerSettings(host="127.0.0.1", keys=None, max_concurrent=1 << 20)
-    with open(os.devnull, "w") as nowhere, socket.socket() as listener:
-        logs.configure(settings.log_format, nowhere)  # lines are written, as they would be
+    with _logging_nowhere(settings.log_format), socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        app = create_app(Service(llm, _name(llm)), settings)
         settle()
-        server = web_server(create_app(Service(llm, llm.folder.resolve().name), settings), settings)
+        server = web_server(app, settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started and thread.is_alive():
@@ -126,3 +128,20 @@ def serving(llm: LLM) -> Iterator[int]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextlib.contextmanager
+def _logging_nowhere(form: Literal["text", "json"]) -> Iterator[None]:
+    """Lines of the log are written, as they would be, where nobody reads them."""
+    from openmercury.log import get_logger
+    from openmercury.server import logs
+
+    logger = get_logger()
+    handlers, level = logger.handlers[:], logger.level
+    with open(os.devnull, "w") as nowhere:
+        logs.configure(form, nowhere)
+        try:
+            yield
+        finally:
+            logger.handlers[:] = handlers
+            logger.setLevel(level)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-HEAD_ROWS = 4096  # rows that meet the vocabulary at once on a GPU
+HEAD_ROWS = 2048  # rows that meet the vocabulary at once on a GPU; what is compiled pads the last slice to them
 CPU_LOGITS = 2**26  # logits held at once elsewhere: with what is made of them, 2 GB in float32
 
 

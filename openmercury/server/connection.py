@@ -1,4 +1,4 @@
-"""Connections whose requests do not come: the web server would wait for the head of one as long as it takes."""
+"""Connections whose requests do not come: the web server would wait for the head of one without end."""
 
 from __future__ import annotations
 
@@ -6,20 +6,30 @@ import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+HEAD_BYTES = 64 * 1024
+
 
 def impatient(seconds: float) -> type[HttpToolsProtocol]:
-    """A connection that is closed where the head of a request has not come whole within so many seconds.
+    """A connection that is closed where the head of a request is not whole after so many seconds, or HEAD_BYTES.
 
     They count from the connection for the first request, and from its first byte for a later one: between two, the web
     server's own limit holds.
     """
 
     class Impatient(HttpToolsProtocol):
-        _head: asyncio.TimerHandle | None = None
+        _head: asyncio.TimerHandle | None = None  # while one is awaited
+        _size = 0  # what has come of it
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._wait()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self._head is not None:
+                self._size += len(data)
+                if self._size > HEAD_BYTES:
+                    self.transport.close()
 
         def on_message_begin(self) -> None:
             self._wait()
@@ -35,7 +45,7 @@ def impatient(seconds: float) -> type[HttpToolsProtocol]:
 
         def _wait(self) -> None:
             if self._head is None:
-                self._head = self.loop.call_later(seconds, self.transport.close)
+                self._head, self._size = self.loop.call_later(seconds, self.transport.close), 0
 
         def _stop(self) -> None:
             if self._head is not None:

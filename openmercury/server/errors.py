@@ -25,6 +25,7 @@ from openmercury.errors import (
 )
 
 SHOWN_CHARACTERS = 80
+SUBJECT = re.compile("^(Input|List|String|Dictionary|Value) ")  # of a message of pydantic: here it is the parameter
 LABEL = re.compile(r"str|int|float|bool|(list|dict)\[.*|constrained-.*|function-.*")
 
 
@@ -133,7 +134,7 @@ def explained(found: Sequence[Mapping[str, Any]]) -> ApiError:
             return ApiError(400, f"the body is no valid JSON: {first.get('ctx', {}).get('error', first['msg'])}")
         case "value_error":
             return complaint(str(first["ctx"]["error"]), param)
-    kinds = dict.fromkeys(details["msg"].removeprefix("Input ") for details in found if _names(details) == where)
+    kinds = dict.fromkeys(SUBJECT.sub("", details["msg"]) for details in found if _names(details) == where)
     told = f"{param or 'the body'} {' or '.join(kinds)}, got {_shown(first.get('input'))}"
     return ApiError(400, told, code="invalid_value", param=param)
 

@@ -126,6 +126,8 @@ class _Visit:
     def _record(self, begin: float, meters: Meters, traces: Telemetry | None) -> None:
         seconds = time.monotonic() - begin
         generation: Generation | None = self._state.get("generation")
+        if generation is not None:
+            generation.abort()  # the client may have gone before anything read it
         path = getattr(self._scope.get("route"), "path", "other")
         if self._scope["path"].startswith("/v1/") and path.startswith("/") and not path.startswith("/v1/"):
             path = f"/v1{path}"  # a router's own path is without its prefix

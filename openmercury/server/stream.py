@@ -77,6 +77,7 @@ class EventStream(Response):
                 await while_connected(receive, self._send(send))
         finally:
             comments.cancel()
+            await asyncio.gather(comments, return_exceptions=True)
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

@@ -26,6 +26,10 @@ class Span(NamedTuple):
     first: Tensor
     end: Tensor
 
+    def short(self) -> Span:
+        """In 32 bits: a kernel compares them with every key, in 64 bits at twice the cost."""
+        return Span(self.first.int(), self.end.int())
+
 
 def document_span(document_BL: Tensor) -> Span:
     """The run of equal document numbers around each position."""
@@ -43,9 +47,10 @@ def document_span(document_BL: Tensor) -> Span:
 # nothing for a key.
 def clean_visible(document: Span) -> Any:
     """mask_mod of the clean half: causal within a document."""
+    first_BL = document.first.int()
 
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (k <= q) & (k >= document.first[b, q])
+        return (k <= q) & (k >= first_BL[b, q])
 
     return rule
 
@@ -53,11 +58,10 @@ def clean_visible(document: Span) -> Any:
 def noisy_visible(before: Span, together: Span) -> Any:
     """mask_mod of the noisy half over keys [clean ‖ noisy]: clean text before the block, and the block itself."""
     length = before.first.shape[1]
+    clean, noisy = before.short(), Span(together.first + length, together.end + length).short()
 
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        clean = (k >= before.first[b, q]) & (k < before.end[b, q])
-        noisy = (k >= length + together.first[b, q]) & (k < length + together.end[b, q])
-        return clean | noisy
+        return ((k >= clean.first[b, q]) & (k < clean.end[b, q])) | ((k >= noisy.first[b, q]) & (k < noisy.end[b, q]))
 
     return rule
 
@@ -74,9 +78,10 @@ def noisy_spans(document: Span, noisy: Corrupted) -> tuple[Span, Span]:
 
 def document_visible(document: Span) -> Any:
     """mask_mod of masked diffusion: everything in one's document."""
+    seen = document.short()
 
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (k >= document.first[b, q]) & (k < document.end[b, q])
+        return (k >= seen.first[b, q]) & (k < seen.end[b, q])
 
     return rule
 

@@ -89,7 +89,7 @@ class BlockDiffusion(Blocks):
         flat = {"full_mask_share", "min_rate", "max_rate", "late", "complementary", "decay"}
         odd = sorted(flat & {name for name in self.model_fields_set if getattr(self, name) != _default(self, name)})
         if self.weights == "bound" and odd:
-            raise ValueError(f'{", ".join(odd)} shape flat weights: leave out, or write weights = "flat"')
+            raise ValueError(f'{", ".join(odd)} would shape flat weights: leave out, or write weights = "flat"')
         if self.min_rate > self.max_rate:
             raise ValueError(f"min_rate {self.min_rate} is above max_rate {self.max_rate}: exchange them")
         if self.weights == "bound" and self.on_policy.share:
@@ -115,10 +115,10 @@ def _default(settings: Frozen, name: str) -> object:
     return type(settings).model_fields[name].default
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
     """The tag of an `[objective]` table; block diffusion where it names none."""
-    found = value.get("kind", "block_diffusion") if isinstance(value, dict) else value.kind
-    return str(found)
+    found = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return "block_diffusion" if found is None else str(found)
 
 
 ObjectiveConfig = Annotated[
@@ -126,7 +126,7 @@ ObjectiveConfig = Annotated[
     | Annotated[MaskedDiffusion, Tag("masked_diffusion")]
     | Annotated[BlockDiffusion, Tag("block_diffusion")]
     | Annotated[DPO, Tag("dpo")],
-    Discriminator(_kind),
+    Discriminator(kind),
 ]
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from openmercury.data.loader import Batch
 from openmercury.diffusion.corrupt import corrupt, cut_blocks
@@ -55,7 +56,7 @@ class Evaluation:
         with torch.no_grad(), self._average():
             found = self._losses()
             facts = trainer.model.config.diffusion
-            if facts is not None and facts.logit_shift:
+            if facts is not None and facts.clean_attention == "causal":
                 found |= self._drafts()
             for length in self.config.needles:
                 filler = self.rows.tokens_BL[self.rows.document_BL >= 0]
@@ -152,6 +153,8 @@ def count_drafts(model: Transformer, batch: Batch, drafts: int) -> Tensor:
     student_TD = read_noisy(model, clean, masks, torch.arange(rows * length, device=tokens_BL.device))
     teacher_TD = clean.hidden_BLD.flatten(0, 1)
     draft_BL, choice_BL = (greedy(model, x).view(rows, length) for x in (student_TD, teacher_TD))
+    if not facts.logit_shift:  # the row of a token drafts it, not the one before; the group has as many masks
+        draft_BL = F.pad(draft_BL[:, 1:], (0, 1))
     counted_BL, followed_BL = torch.zeros_like(learnt_BL), torch.zeros_like(learnt_BL)
     counted_BL[:, :-1] = learnt_BL[:, 1:] & (blocks.size_BL == size)[:, :-1]  # decoding drafts whole groups
     followed_BL[:, :-1] = choice_BL[:, :-1] == tokens_BL[:, 1:]

@@ -11,13 +11,15 @@ import pytest
 
 from openmercury.cli import main
 from openmercury.engine import probe
-from openmercury.errors import DataError, InputError
+from openmercury.errors import DataError, InputError, ServerError
 from openmercury.eval import baseline, prompts
+from openmercury.eval.clients import Load
 from openmercury.llm import LLM
 from openmercury.model.costs import FORMATS, packable
 from openmercury.model.shapes import SHAPES
 from tests import tiny
 from tests.eval.made import write_checkpoint, write_data
+from tests.server.made import serving
 from tests.text.made import byte_level
 
 
@@ -65,6 +67,31 @@ def test_loops_tables_json_and_picture(
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "3 prompts of humaneval, answers of 6 tokens at most"
     assert len([line for line in lines if line.startswith("verified")]) == 2 * 3  # in both tables
+
+
+def test_http_stands_beside_the_engine(
+    data: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    asked = ("--model", checkpoint, "--limit", "3", "--requests", "7", "--max-tokens", "6", "--mode", "ar,verified")
+    assert run(*asked, "--concurrency", "3", "--http", "--json", str(out)) == 0
+    told = json.loads(out.read_text())
+    for direct, served in zip(told["rows"], told["served"], strict=True):
+        assert [served[name] for name in ("mode", "concurrency", "requests", "tokens")] == [
+            direct[name] for name in ("mode", "concurrency", "requests", "tokens")
+        ]
+        assert served["direct_tokens_per_second"] == direct["tokens_per_second"]
+        assert served["share"] == pytest.approx(served["tokens_per_second"] / direct["tokens_per_second"])
+        assert served["direct_cpu_us"] == pytest.approx(1e6 * direct["cpu_seconds"] / direct["tokens"])
+        assert served["first_byte_ms_p50"] <= served["first_text_ms_p50"] <= served["answer_ms_p50"]
+        assert served["chunks"] >= 7 * 3  # the role, the end and the usage of each
+    assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("verified")]) == 3
+
+
+def test_a_client_that_is_refused_fails_the_run() -> None:
+    body = {"model": "gone", "messages": [{"role": "user", "content": "x"}]}
+    with serving() as served, pytest.raises(ServerError, match=r"the clients failed: .*model `gone` not found"):
+        Load(int(served.url.rsplit(":", 1)[1]), [body], 1).visits()
 
 
 def names(rows: list[dict[str, Any]]) -> list[str]:
@@ -163,6 +190,7 @@ def test_random_weights_are_called_simulated(
         (["--forward", "1", "--mode", "ar"], "--mode has no effect here: it goes with --concurrency or --rate"),
         (["--concurrency", "1", "--seed", "3"], "--seed has no effect here: it goes with --rate"),
         (["--concurrency", "1", "--context", "9"], "--context has no effect here: it goes with --forward or"),
+        (["--rate", "1", "--http"], "--http has no effect here: it goes with --concurrency over a checkpoint"),
         (["--baseline-limit", "3"], "--baseline-limit has no effect here: it goes with --baseline"),
         (
             ["--forward", "1", "--picture", "a.png"],

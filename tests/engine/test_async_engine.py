@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from openmercury.engine import async_engine
 from openmercury.engine.async_engine import AsyncEngine, Stream, Update, _Mailbox
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
@@ -174,7 +175,7 @@ def test_errors_reach_the_reader(served: AsyncEngine) -> None:
 
 def test_a_second_reader_is_refused(served: AsyncEngine) -> None:
     async def main() -> None:
-        stream = Stream(_Mailbox(served.engine.request([5], ENDLESS), False, queue.SimpleQueue()))
+        stream = Stream(_Mailbox(served.engine.request([5], ENDLESS), False, queue.SimpleQueue(), lambda: 0.0))
         reader = asyncio.create_task(collect(stream))
         await asyncio.sleep(0)
         with pytest.raises(RuntimeError, match="being read already"):
@@ -326,4 +327,29 @@ def test_a_pace_spares_the_reader_and_delays_neither_beginning_nor_end() -> None
     some, same = asyncio.run(reads(0.01))
     assert same == all_tokens
     assert some <= often
+    served.close()
+
+
+def test_a_crowd_is_woken_together_and_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(async_engine, "READERS", 2)
+    served = AsyncEngine(Engine(MODEL))
+
+    async def main() -> None:
+        for count, pace in ((1, 1000.0), (2, 1000.0), (3, 2000.0)):
+            streams = [served.submit([5, 6, 7], ENDLESS, pace=1000.0) for _ in range(count)]
+            while len(served._live) < count:
+                await asyncio.sleep(0.001)
+            due = []
+            for stream in streams:
+                await anext(stream)
+                due.append(stream._mailbox._due)
+            assert len(set(due)) == 1
+            assert due[0] % pace == 0
+            assert 0 < due[0] - time.monotonic() <= pace
+            for stream in streams:
+                stream.abort()
+            while served._live:
+                await asyncio.sleep(0.001)
+
+    asyncio.run(main())
     served.close()

@@ -139,6 +139,16 @@ def test_unknown_models_paths_and_methods(http: httpx.Client) -> None:
     error_of(http.delete("/v1/models"), 405)
 
 
+def test_the_parameter_is_the_subject_of_the_sentence(http: httpx.Client) -> None:
+    for change, told in (
+        ({"messages": []}, "messages should have at least 1 item after validation, not 0, got []"),
+        ({"stop": [""]}, "stop.0 should have at least 1 character, got ''"),
+        ({"max_tokens": 0}, "max_tokens should be greater than or equal to 1, got 0"),
+    ):
+        answer = http.post("/v1/chat/completions", json={**CHAT, **change})
+        assert error_of(answer, 400)["message"] == told
+
+
 def test_whole_numbers_may_be_written_as_floats(http: httpx.Client) -> None:
     asked = json.dumps({**CHAT, "max_tokens": 3, "ignore_eos": True}).replace('"max_tokens": 3', '"max_tokens": 3.0')
     for more in ("", ', "n": 2.0, "seed": -1.0, "top_k": 5e0, "block_size": 4.0, "mode": "diffusion"'):

@@ -196,6 +196,12 @@ def test_a_head_that_does_not_come_is_given_up_and_a_slow_one_is_not() -> None:
                 answered += client.recv(1000)
             client.sendall(whole[:9])  # a second one that stops
             assert client.recv(1000) == b""
+        with socket.create_connection(where, timeout=5) as client:
+            begin = time.monotonic()
+            client.sendall(whole[:-2] + b"x: ")
+            with pytest.raises(ConnectionError):  # long before its time is over
+                client.sendall(b"x" * 2**25)
+            assert time.monotonic() - begin < 0.3
         answer = httpx.post(served.url + CHAT, json={**ASK, "max_tokens": 12, "ignore_eos": True})  # takes longer
         assert answer.json()["usage"]["completion_tokens"] == 12
 

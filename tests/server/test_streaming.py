@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -17,7 +18,7 @@ from openmercury.errors import RequestFailedError
 from openmercury.llm import LLM, DraftPiece
 from openmercury.server.generation import MASK, Snapshots, drafted
 from openmercury.server.service import Piece
-from tests.server.made import MODEL, Served, llm, serving, slow
+from tests.server.made import MODEL, Served, finished, llm, serving, slow
 
 ASK: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "def f(x):"}], "max_tokens": 20}
 ENDLESS: dict[str, Any] = {**ASK, "max_tokens": 450, "ignore_eos": True}
@@ -192,4 +193,27 @@ def test_many_leave_and_the_others_do_not_notice(server: Served) -> None:
         assert http.post(CHAT, json=ASK).json()["choices"][0]["message"]["content"] == alone
         for client in gone[1::2]:
             client.close()
+    assert server.pages_free()
+
+
+def test_a_client_that_left_before_its_answer_began_is_not_answered(server: Served) -> None:
+    """It is gone when the response would begin, so that nobody has read anything yet."""
+    body = json.dumps({**ENDLESS, "stream": True}).encode()
+    messages = [{"type": "http.request", "body": body}, {"type": "http.disconnect"}]
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": CHAT, "query_string": b"", "headers": headers}
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def send(_: Any) -> None:
+        await asyncio.sleep(5)
+
+    async def main() -> Any:
+        scope["state"] = {}
+        await server.server.config.app(scope, receive, send)  # type: ignore[operator,arg-type]
+        return scope["state"]["generation"]
+
+    generation = finished(main())
+    assert all(answer._stream._mailbox.request.finish_reason == "abort" for answer in generation._answers)
     assert server.pages_free()

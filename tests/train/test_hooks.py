@@ -27,7 +27,7 @@ def choice(model: Transformer, clean: list[int], noisy: int) -> list[int]:
     return [int(token) for token in model.logits(hidden)[0].argmax(-1)]
 
 
-def slow(model: Transformer, tokens: list[int], offset: int) -> torch.Tensor:
+def slow(model: Transformer, tokens: list[int], offset: int, shift: bool) -> torch.Tensor:
     """Group by group behind its own clean text."""
     found = torch.zeros(2, DRAFTS, dtype=torch.float64)
     starts = [s for s in range(len(tokens)) if s > 0 and (s - offset) % (DRAFTS + 1) == 0]
@@ -38,14 +38,19 @@ def slow(model: Transformer, tokens: list[int], offset: int) -> torch.Tensor:
         for k in range(DRAFTS):
             ar = choice(model, tokens[: start + k + 1], 0)[-1]
             found[1, k] += 1
-            found[0, k] += drafts[k] == ar
-            if drafts[k] != ar or ar != tokens[start + k + 1]:
+            draft = drafts[k] if shift else drafts[k + 1]
+            found[0, k] += draft == ar
+            if draft != ar or ar != tokens[start + k + 1]:
                 break
     return found
 
 
-def test_drafts_are_counted_as_decoding_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny.network()
+@pytest.mark.parametrize("shift", [True, False])
+def test_drafts_are_counted_as_decoding_would(monkeypatch: pytest.MonkeyPatch, shift: bool) -> None:
+    config = tiny.config()
+    assert config.diffusion is not None
+    facts = config.diffusion.model_copy(update={"logit_shift": shift})
+    model = tiny.network(of=config.model_copy(update={"diffusion": facts}))
     first = torch.randint(0, 60, (1,), generator=torch.Generator().manual_seed(0)).tolist()
     greedy = list(first)
     while len(greedy) < 30:  # text that AR decoding wrote, then a row that it did not
@@ -55,7 +60,7 @@ def test_drafts_are_counted_as_decoding_would(monkeypatch: pytest.MonkeyPatch) -
     batch = Batch(rows, torch.ones_like(rows, dtype=torch.bool), torch.zeros_like(rows))
     found = count_drafts(model, batch, DRAFTS)
     # The first token of a document is given: the grid of a row begins behind it.
-    expected = sum(slow(model, text, 1 + row) for row, text in enumerate((greedy, other)))
+    expected = sum(slow(model, text, 1 + row, shift) for row, text in enumerate((greedy, other)))
     assert isinstance(expected, torch.Tensor)
     assert expected[1, 0] > 5
     torch.testing.assert_close(found, expected)

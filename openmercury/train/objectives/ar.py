@@ -9,7 +9,7 @@ import torch
 from openmercury.data.loader import Batch
 from openmercury.diffusion.loss import SliceLoss, Terms, denoising_loss, slice_loss
 from openmercury.model.transformer import Transformer
-from openmercury.train.objectives.base import Loss, learnt_tokens, ratio, read_clean, wide_dtype
+from openmercury.train.objectives.base import Loss, learnt_tokens, mask_of, ratio, read_clean, wide_dtype
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,13 @@ class ARObjective:
         hidden_MD = read_clean(model, batch, gradient=True).hidden_BLD.flatten(0, 1)
         token_M = learnt_tokens(batch).flatten().nonzero()[:, 0]
         weight_M = torch.ones(len(token_M), dtype=wide_dtype(hidden_MD), device=hidden_MD.device)
-        target_M, facts = batch.tokens_BL.flatten()[token_M], model.config.diffusion
         found = denoising_loss(
             hidden_MD[token_M - 1],
             model.head.weight,
-            target_M,
+            batch.tokens_BL.flatten()[token_M],
             weight_M,
             Terms(),
-            mask_id=None if facts is None else facts.mask_id,
+            mask_id=mask_of(model),
             slice_fn=self.slice_fn,
         )
         return Loss(found.loss, weight_M.sum(), {"hit": ratio(found.hit_M.sum(), len(token_M), weight_M)})

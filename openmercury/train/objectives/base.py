@@ -88,6 +88,11 @@ def frozen_policy(model: Transformer) -> Transformer:
     return twin.requires_grad_(False)
 
 
+def mask_of(model: Transformer) -> int | None:
+    """The mask token, if the model has one."""
+    return None if model.config.diffusion is None else model.config.diffusion.mask_id
+
+
 def ratio(numerator: Tensor | float, denominator: Tensor | float, like: Tensor) -> Tensor:
     """A metric of `Loss`."""
     pair = [torch.as_tensor(x, dtype=torch.float64, device=like.device) for x in (numerator, denominator)]

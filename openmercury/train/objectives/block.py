@@ -18,7 +18,7 @@ from openmercury.diffusion.corrupt import Blocks, Corrupted, count_since
 from openmercury.diffusion.loss import DenoisingLoss, SliceLoss, Terms, denoising_loss, slice_loss
 from openmercury.model.transformer import Transformer
 from openmercury.train.config import BlockDiffusion
-from openmercury.train.objectives.base import Clean, Loss, learnt_tokens, ratio, read_clean, wide_dtype
+from openmercury.train.objectives.base import Clean, Loss, learnt_tokens, mask_of, ratio, read_clean, wide_dtype
 from openmercury.train.objectives.measure import by_level, draft_prefix
 from openmercury.train.objectives.noise import draw_blocks, draw_uniform, noisy_copies, sizes_now
 from openmercury.train.objectives.noisy import Chosen, asked_rows, choose_blocks, clean_weights, read_noisy
@@ -64,9 +64,8 @@ class BlockDiffusionObjective:
         teacher = clean
         if self.teacher is not None:
             teacher = read_clean(self.teacher, batch, gradient=False, states=bool(config.align))
-        parts = []
+        parts, behind = [], config.weights == "flat"
         for noisy in copies:
-            behind = config.weights == "flat"
             asked_BL = asked_rows(noisy, learnt_BL, shift=config.shift, behind=behind)
             chosen = choose_blocks(
                 asked_BL if not forwards else learnt_BL, blocks.index_BL, first_BC, config.noisy_share
@@ -118,7 +117,7 @@ class BlockDiffusionObjective:
             weight_M,
             Terms(config.ce, config.kl, config.certainty),
             teacher=(taught_MD, (self.teacher or model).head.weight.detach()) if config.kl else None,
-            mask_id=model.config.diffusion.mask_id if model.config.diffusion else None,
+            mask_id=mask_of(model),
             slice_fn=self.slice_fn,
         )
         aligned = torch.zeros((), dtype=weight_M.dtype, device=weight_M.device)
@@ -145,33 +144,41 @@ class BlockDiffusionObjective:
         own_text: bool,
     ) -> Loss:
         config, bound = self.config, self.config.weights == "bound"
-        total = sum((part.found.loss + config.align * part.aligned for part in parts), parts[0].aligned * 0)
+        total = torch.stack([part.found.loss + config.align * part.aligned for part in parts]).sum()
         weight = torch.stack([part.weight_M.sum() for part in parts]).sum()
+        nll = torch.stack([(part.weight_M * part.found.ce_M).sum() for part in parts]).sum()
         metrics = self._measure(copies, parts, own_text=own_text)
         if bound:
             weight = learnt_BL.sum().to(weight.dtype)
         if config.ar or (bound and config.shift):
-            exact_BL = clean_weights(copies[0], learnt_BL) if bound and config.shift else torch.zeros_like(learnt_BL)
-            at_M = (learnt_BL[:, 1:].flatten()).nonzero()[:, 0]
-            exact_M = exact_BL[:, 1:].flatten()[at_M].to(weight.dtype)
-            found = denoising_loss(
-                clean.hidden_BLD[:, :-1].flatten(0, 1)[at_M],
-                model.head.weight,
-                batch.tokens_BL[:, 1:].flatten()[at_M],
-                config.ce * exact_M + config.ar,
-                Terms(),
-                mask_id=model.config.diffusion.mask_id if model.config.diffusion else None,
-                slice_fn=self.slice_fn,
-            )
-            total = total + found.loss
-            weight = weight + config.ar * len(at_M)
-            metrics["ar"] = ratio(found.ce_M.sum(), len(at_M), weight)
-            if bound:
-                terms = [(part.weight_M * part.found.ce_M).sum() for part in parts] + [(exact_M * found.ce_M).sum()]
-                metrics["bound"] = ratio(torch.stack(terms).sum(), learnt_BL.sum(), weight)
-        elif bound:
-            metrics["bound"] = ratio((parts[0].weight_M * parts[0].found.ce_M).sum(), learnt_BL.sum(), weight)
+            exact_BL = clean_weights(copies[0], learnt_BL) if bound and config.shift else 0.0 * learnt_BL
+            found, exact_M = self._clean_side(model, batch, clean, learnt_BL, exact_BL)
+            total, nll = total + found.loss, nll + (exact_M * found.ce_M).sum()
+            weight = weight + config.ar * len(exact_M)
+            if config.ar:
+                metrics["ar"] = ratio(found.ce_M.sum(), len(exact_M), weight)
+        if bound:
+            metrics["bound"] = ratio(nll, learnt_BL.sum(), weight)
         return Loss(total, weight, metrics)
+
+    def _clean_side(
+        self, model: Transformer, batch: Batch, clean: Clean, learnt_BL: Tensor, exact_BL: Tensor
+    ) -> tuple[DenoisingLoss, Tensor]:
+        """Its next-token loss, weighted as the bound asks (`exact_BL`, by token; also returned by row) and by `ar`."""
+        asked_BL = learnt_BL if self.config.ar else exact_BL > 0  # no more rows than count meet the vocabulary
+        token_M = asked_BL.flatten().nonzero()[:, 0]
+        hidden_MD = clean.hidden_BLD.flatten(0, 1)[token_M - 1]
+        exact_M = exact_BL.flatten()[token_M].to(wide_dtype(hidden_MD))
+        found = denoising_loss(
+            hidden_MD,
+            model.head.weight,
+            batch.tokens_BL.flatten()[token_M],
+            self.config.ce * exact_M + self.config.ar,
+            Terms(),
+            mask_id=mask_of(model),
+            slice_fn=self.slice_fn,
+        )
+        return found, exact_M
 
     def _measure(self, copies: list[Corrupted], parts: list[Part], *, own_text: bool) -> dict[str, Tensor]:
         """Metrics of the noisy copies; those of data's states are empty where states are the model's own."""

@@ -24,7 +24,7 @@ from openmercury.diffusion.corrupt import Blocks, Corrupted, corrupt
 from openmercury.diffusion.loss import SliceLoss, Terms, denoising_loss, slice_loss
 from openmercury.model.transformer import Transformer
 from openmercury.train.config import DPO
-from openmercury.train.objectives.base import Clean, Loss, learnt_tokens, ratio, read_clean, wide_dtype
+from openmercury.train.objectives.base import Clean, Loss, learnt_tokens, mask_of, ratio, read_clean, wide_dtype
 from openmercury.train.objectives.noise import bound_masks, draw_blocks, draw_uniform
 from openmercury.train.objectives.noisy import asked_rows, clean_weights, read_noisy
 
@@ -101,14 +101,13 @@ class DPOObjective:
         return Scored(own_MD, token_M, weight_M, ce_M, reference_M)
 
     def _loss(self, model: Transformer, hidden_MD: Tensor, target_M: Tensor, weight_M: Tensor) -> tuple[Tensor, Tensor]:
-        assert model.config.diffusion is not None
         found = denoising_loss(
             hidden_MD,
             model.head.weight,
             target_M,
             weight_M,
             Terms(),
-            mask_id=model.config.diffusion.mask_id,
+            mask_id=mask_of(model),
             slice_fn=self.slice_fn,
         )
         return found.loss, found.ce_M
