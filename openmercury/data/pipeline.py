@@ -34,6 +34,7 @@ from openmercury.data.config import PrepareRecipe
 from openmercury.data.dedup import duplicates
 from openmercury.data.document import Document
 from openmercury.data.examples import make_edit_examples, make_examples
+from openmercury.data.lines import LineTokenizer
 from openmercury.data.shards import MANIFEST, Example, Manifest, read_manifest, write_manifest, write_shard, write_whole
 from openmercury.data.sources import Limits, Plan, Unit
 from openmercury.data.stages import DEDUP, Item, Tally
@@ -260,7 +261,7 @@ def _small(example: Example) -> Example:
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer.load(folder)
+    return LineTokenizer.load(folder)
 
 
 # --- finish ----------------------------------------------------------------------------------------------------------

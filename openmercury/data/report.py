@@ -41,7 +41,7 @@ def markdown(outcome: Outcome, pictures: Iterable[str] = ()) -> str:
         f"{len(manifest.shards)} shards, from {outcome.kept:,} kept files and edits; {dropped:,} were left out. "
         f"{tally.scrubbed:,} texts had e-mail addresses or secrets replaced.",
         *(f"![{name.removesuffix('.png')}]({name})" for name in pictures),
-        "## Stages\n\nOne core's speed, in the text that reaches the stage.\n\n" + _stages(tally),
+        "## Stages\n\nCPU seconds, and the speed of one core in the text that reaches the stage.\n\n" + _stages(tally),
         _phases(outcome),
         "## Left out\n\n" + _table(("stage", "reason", "count"), _drops(tally)),
         "## Contamination\n\n" + _contamination(tally, outcome.recipe.decontaminate),
@@ -65,7 +65,7 @@ def _stages(tally: Tally) -> str:
         drops = sum(count for (where, _), count in tally.drops.items() if where == stage)
         speed = f"{size / MB / seconds:,.1f}" if seconds else ""
         rows.append((stage, f"{documents:,}", f"{drops:,}", f"{size / MB:,.1f}", f"{seconds:,.1f}", speed))
-    return _table(("stage", "files in", "dropped", "MB in", "seconds", "MB/s"), rows)
+    return _table(("stage", "files in", "dropped", "MB in", "CPU seconds", "MB/s"), rows)
 
 
 def _phases(outcome: Outcome) -> str:
@@ -127,7 +127,7 @@ def _pictures(outcome: Outcome, out: Path) -> list[str]:
     drawn = (
         ("languages", "tokens", dict(languages.most_common(12)), True),
         ("drops", "files", dict(drops.most_common(12)), True),
-        ("lengths", "examples of at least so many tokens", lengths, False),
+        ("lengths", "examples", lengths, False),
     )
     for name, label, values, across in drawn:
         write_whole(out / f"{name}.png", _bars(label, values, across))
@@ -144,6 +144,7 @@ def _bars(label: str, values: Mapping[str, int], across: bool) -> bytes:
     else:
         axes.bar(list(values), list(values.values()))
         axes.set_ylabel(label)
+        axes.set_xlabel("tokens, at least")
         axes.tick_params(axis="x", rotation=45)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=120)

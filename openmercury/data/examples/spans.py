@@ -60,8 +60,8 @@ def syntax_span(text: str, language: str, drawn: random.Random) -> Span | None:
 
 def _fits(span: Span, text: str) -> bool:
     begin, end = span
-    fits = min(LEAST, len(text) - 1) <= end - begin <= MOST and end - begin < len(text)
-    return fits and bool(text[begin:end].strip())
+    most = min(MOST, len(text) - 1)
+    return min(LEAST, most) <= end - begin <= most and bool(text[begin:end].strip())
 
 
 def definitions(document: Document) -> list[str]:
