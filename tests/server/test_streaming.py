@@ -181,6 +181,10 @@ def test_who_does_not_read_is_dropped_and_disturbs_nobody() -> None:
         with httpx.Client(base_url=served.url, timeout=30) as http:
             assert http.post(CHAT, json=ASK).status_code == 200
         assert served.pages_free(20)
+        end = time.monotonic() + 5
+        while served.server.server_state.connections and time.monotonic() < end:
+            time.sleep(0.01)
+        assert not served.server.server_state.connections  # although nobody has read what was sent
         deaf.close()
 
 
