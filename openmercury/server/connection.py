@@ -1,4 +1,4 @@
-"""Connections whose requests do not come: the web server would wait for the head of one without end."""
+"""Connections of clients that neither send nor read: the web server would wait for them without end."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import asyncio
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES = 64 * 1024
+ABORT = "abort"
 
 
 def impatient(seconds: float) -> type[HttpToolsProtocol]:
     """A connection that is closed where the head of a request is not whole after so many seconds, or HEAD_BYTES.
+
+    A request's state holds under ABORT what drops it, with all that has not been read.
 
     They count from the connection for the first request, and from its first byte for a later one: between two, the web
     server's own limit holds.
@@ -37,6 +40,7 @@ def impatient(seconds: float) -> type[HttpToolsProtocol]:
 
         def on_headers_complete(self) -> None:
             self._stop()
+            self.scope["state"][ABORT] = self.transport.abort
             super().on_headers_complete()
 
         def connection_lost(self, exc: Exception | None) -> None:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openmercury.log import get_logger
 from openmercury.server.auth import Door
+from openmercury.server.connection import ABORT
 from openmercury.server.errors import ApiError, respond
 from openmercury.server.generation import Generation
 from openmercury.server.limits import Client, Room
@@ -23,6 +24,7 @@ from openmercury.server.telemetry import Telemetry
 
 UNTRACED = ("/health", "/ready", "/metrics")  # asked every few seconds by machines
 GONE = 499  # as nginx logs a client that did not wait
+CLOSE = {"connection": "close"}  # what else the client sends is of no use
 SAFE = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -70,6 +72,8 @@ class _Visit:
             await self._fail(error)
         except (ClientGone, TimeoutError):
             self._status = self._status or GONE
+            if ABORT in self._state:  # closing it would wait until the client has read what is on its way
+                self._state[ABORT]()
         except Exception:  # a bug of ours must neither end the connection without a word nor show its trace
             get_logger().exception("%s %s failed", self._scope["method"], self._scope["path"])
             await self._fail(ApiError(500, "internal error: the server's log has the details", "server_error"))
@@ -97,11 +101,10 @@ class _Visit:
                     parts.append(message.get("body", b""))
                     size, more = size + len(parts[-1]), message.get("more_body", False)
                     if size > most:
-                        raise ApiError(413, f"the body is larger than {most} bytes: send less")
+                        raise ApiError(413, f"the body is larger than {most} bytes: send less", headers=CLOSE)
         except TimeoutError:
-            raise ApiError(
-                408, f"the body did not come within {self._settings.body_seconds:g} s: send it again"
-            ) from None
+            told = f"the body did not come within {self._settings.body_seconds:g} s: send it again"
+            raise ApiError(408, told, headers=CLOSE) from None
         pending: list[Message] = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
 
         async def replay() -> Message:

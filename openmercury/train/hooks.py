@@ -27,6 +27,7 @@ from openmercury.model.transformer import Transformer
 from openmercury.train.config import Eval
 from openmercury.train.feed import held_out_rows
 from openmercury.train.needle import find_needles
+from openmercury.train.objectives import Loss
 from openmercury.train.objectives.base import learnt_tokens, positions, read_clean
 from openmercury.train.objectives.noisy import read_noisy
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 Probe = Callable[[Path], Mapping[str, float]]  # an exported checkpoint folder → numbers by name
 
 SEED = 20_261_125  # of the noise of every evaluation: they differ in the weights alone
-ROWS = 4  # of one forward
 LOGIT_ROWS = 2048
 
 
@@ -47,10 +47,8 @@ class Evaluation:
 
     def __init__(self, trainer: Trainer, config: Eval, probes: Sequence[Probe]) -> None:
         self.trainer, self.config, self.probes, self.every = trainer, config, probes, config.every
-        rows = held_out_rows(trainer.recipe)
-        whole = len(rows.tokens_BL) // trainer.world.size * trainer.world.size
-        own = slice(trainer.world.rank, whole or None, trainer.world.size)
-        self.rows = Batch(*(field[own] for field in rows))
+        self.part = trainer.parts[0].stop - trainer.parts[0].start  # rows of one forward, as in training
+        self.rows = _even(held_out_rows(trainer.recipe), trainer.world.size * self.part)
 
     def measure(self) -> dict[str, float]:
         """Numbers under names that begin with `eval/`, the same on every rank but for those of probes."""
@@ -84,20 +82,24 @@ class Evaluation:
             ema.swap()
 
     def _batches(self) -> Iterator[Batch]:
-        for begin in range(0, len(self.rows.tokens_BL), ROWS):
-            yield Batch(*(field[begin : begin + ROWS].to(self.trainer.device) for field in self.rows))
+        world = self.trainer.world
+        for begin in range(world.rank * self.part, len(self.rows.tokens_BL), world.size * self.part):
+            yield Batch(*(field[begin : begin + self.part].to(self.trainer.device) for field in self.rows))
 
     def _losses(self) -> dict[str, float]:
         from openmercury.train.trainer import mean_metrics
 
+        # A layer that was compiled for training serves here too if gradients are wanted, though nobody takes them.
+        with torch.set_grad_enabled(self.trainer.recipe.compile and not self.trainer.sharded):
+            return mean_metrics(list(self._each_loss()), self.trainer.world)
+
+    def _each_loss(self) -> Iterator[Loss]:
         trainer = self.trainer
-        found = []
         for number, batch in enumerate(self._batches()):
             noise = torch.Generator(trainer.device).manual_seed(SEED + number)
-            found.append(
-                trainer.objective(trainer.model, batch, noise, slice(None), trainer.step / trainer.recipe.steps)
-            )
-        return mean_metrics(found, trainer.world)
+            progress = trainer.step / trainer.recipe.steps
+            loss = trainer.objective(trainer.model, batch, noise, slice(None), progress)
+            yield loss._replace(sum=loss.sum.detach())
 
     def _drafts(self) -> dict[str, float]:
         counts = torch.zeros(2, self.config.drafts, dtype=torch.float64, device=self.trainer.device)
@@ -127,6 +129,14 @@ class Evaluation:
                     torch.cuda.empty_cache()
         trainer.world.barrier()
         return found
+
+
+def _even(rows: Batch, multiple: int) -> Batch:
+    """With rows of nothing behind, so that every process has as many forwards, all of one shape."""
+    more = -len(rows.tokens_BL) % multiple
+    nothing = Batch(*(torch.zeros_like(field[:1]).expand(more, -1) for field in rows))
+    nothing = nothing._replace(document_BL=nothing.document_BL - 1)
+    return Batch(*(torch.cat(pair) for pair in zip(rows, nothing, strict=True)))
 
 
 def count_drafts(model: Transformer, batch: Batch, drafts: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a recipe will need, before it runs: memory by part, operations, time. Computed from shapes alone, no torch.
+"""What a recipe will need, before it runs: memory by part, operations, time. Computed from shapes alone.
 
 Activations are what autograd keeps of one layer and token, counted tensor by tensor (`layer_elements`); of a compiled
 layer a little less is kept, since some of it is computed again. With checkpointing only the input of each layer is
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from openmercury.diffusion.loss import HEAD_ROWS
 from openmercury.errors import ConfigError
 from openmercury.model.config import ModelConfig
 from openmercury.train.config import Recipe
@@ -22,7 +23,6 @@ from openmercury.train.flops import (
 )
 from openmercury.train.shape import model_config
 
-SLICE = 4096  # rows of the loss that meet the vocabulary at once
 WIDE = 4  # bytes of what learns: float32
 BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -107,7 +107,7 @@ def estimate(recipe: Recipe, *, processes: int = 1, compute: int | None = None, 
     inputs = config.n_layers * config.d_model * kept * width
     activations = clean + (inputs + layer if recipe.checkpointing else config.n_layers * layer)
     gathered = 2 * width * (body_weights(config) / config.n_layers) if sharded else 0.0  # this layer, and the next one
-    logits = SLICE * config.vocab_size * slice_bytes(recipe, width, wide)
+    logits = HEAD_ROWS * config.vocab_size * slice_bytes(recipe, width, wide)
     if recipe.learn != "adapter":
         logits += 2 * config.vocab_size * config.d_model * wide  # the head's gradient, and a slice's part of it
     return Estimate(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from openmercury.config import load_config
 from openmercury.data.loader import Batch
-from openmercury.errors import TrainingError
+from openmercury.errors import ConfigError, TrainingError
 from openmercury.model.transformer import Transformer
 from openmercury.train.build import build_model, learning, pick_dtype, wrap_layers
 from openmercury.train.checkpoint import Checkpointer, find_state, read_counters, read_state
@@ -70,6 +70,8 @@ class Trainer:
         wrap_layers(self.model, compile=recipe.compile, checkpointing=recipe.checkpointing)
         for frozen in (each for each in vars(self.objective).values() if isinstance(each, Transformer)):
             frozen.to(self.device, self.compute)
+            if frozen.layers is self.model.layers and self.sharded:
+                raise ConfigError(f"objective {recipe.objective.kind} reads its base twice: write shard = false")
             if frozen.layers is not self.model.layers:
                 wrap_layers(frozen, compile=recipe.compile, checkpointing=False)
         if self.sharded:
@@ -173,11 +175,8 @@ class Trainer:
 
     def run(self) -> None:
         """Train until the recipe's steps or minutes are over; saves at the end and every `save_every` steps."""
-        recipe = self.recipe
         if self.world.main:
-            recipe.out.mkdir(parents=True, exist_ok=True)
-            (recipe.out / "recipe.json").write_text(recipe.model_dump_json(indent=1), encoding="utf-8")
-            self.trackers = open_trackers(recipe, self.step)
+            self._begin()
         try:
             self._loop()
             self.save()
@@ -190,6 +189,15 @@ class Trainer:
             for tracker in self.trackers:
                 tracker.close()
         self.world.barrier()  # no rank leaves before the run is saved
+
+    def _begin(self) -> None:
+        out = self.recipe.out
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "recipe.json").write_text(self.recipe.model_dump_json(indent=1), encoding="utf-8")
+        except OSError as error:
+            raise TrainingError(f"{out} cannot be written ({error.strerror}): free some space or change out") from None
+        self.trackers = open_trackers(self.recipe, self.step)
 
     def _loop(self) -> None:
         recipe = self.recipe

@@ -177,10 +177,16 @@ def test_leaving_frees_all_within_a_step(leave: Callable[[Served, dict[str, Any]
 
 def test_who_does_not_read_is_dropped_and_disturbs_nobody() -> None:
     with serving(send_seconds=0.3, snapshot_seconds=0) as served:
-        deaf = _raw(served, {**ENDLESS, "max_tokens": 200, "n": 4, "stream": True, "diffusing": True}, buffer=2048)
+        # Inherited by connections: the system's own buffer would take in all of the answer.
+        served.server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        deaf = _raw(served, {**ENDLESS, "n": 4, "stream": True, "diffusing": True}, buffer=2048)
         with httpx.Client(base_url=served.url, timeout=30) as http:
             assert http.post(CHAT, json=ASK).status_code == 200
         assert served.pages_free(20)
+        end = time.monotonic() + 5
+        while served.server.server_state.connections and time.monotonic() < end:
+            time.sleep(0.01)
+        assert not served.server.server_state.connections  # although nobody has read what was sent
         deaf.close()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -66,6 +68,32 @@ def test_drafts_are_counted_as_decoding_would(monkeypatch: pytest.MonkeyPatch, s
     torch.testing.assert_close(found, expected)
 
 
+class Copier:
+    """Names the token that followed what the last two tokens were when they stood together before, `reach` back."""
+
+    def __init__(self, reach: int) -> None:
+        self.reach, self.embedding = reach, SimpleNamespace(weight=torch.zeros(1))
+
+    def __call__(self, ids: torch.Tensor, *_: object) -> torch.Tensor:
+        text, found = ids[0].tolist(), torch.zeros(1, ids.shape[1], 200)
+        for i in range(1, len(text)):
+            for j in range(i - 1, max(0, i - self.reach), -1):
+                if text[j - 1 : j + 1] == text[i - 1 : i + 1]:
+                    found[0, i, text[j + 1]] = 1
+                    break
+        return found
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+
+def test_needles_are_found_as_far_as_a_model_reaches() -> None:
+    filler = torch.arange(100, 160)
+    shares = [find_needles(Copier(reach), filler, 200, 0) for reach in (200, 110, 20)]  # type: ignore[arg-type]
+    assert shares[0] > 0.9
+    assert shares[0] > shares[1] > shares[2]
+
+
 def test_needles() -> None:
     filler = torch.arange(100, 160)
     row = plant(filler, 200, 0.5, torch.Generator().manual_seed(0))
@@ -76,6 +104,3 @@ def test_needles() -> None:
     assert not torch.equal(needle, filler[: KEY + VALUE])
     with pytest.raises(ValueError, match="no room"):
         plant(filler, 20, 0.5, torch.Generator())
-    constant = tiny.network()
-    share = find_needles(constant, torch.full((40,), 7), 64, 0)  # text of one token: a model that repeats finds it
-    assert 0 <= share <= 1
