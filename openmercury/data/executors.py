@@ -56,7 +56,10 @@ def run_on_ray(job: Callable[[InputT], int], inputs: Sequence[InputT], workers: 
     except ModuleNotFoundError:
         raise DataError(NO_RAY) from None
     if not ray.is_initialized():
-        ray.init(address=address or None, num_cpus=None if address else workers, log_to_driver=False)
+        try:
+            ray.init(address=address or None, num_cpus=None if address else workers, log_to_driver=False)
+        except ConnectionError:
+            raise DataError(f"no Ray cluster answers at {address}: correct `address`, or start one there") from None
     ray.data.DataContext.get_current().enable_progress_bars = False
 
     def one(row: dict[str, InputT]) -> dict[str, int]:

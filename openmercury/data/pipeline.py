@@ -37,7 +37,7 @@ from openmercury.data.examples import make_edit_examples, make_examples
 from openmercury.data.lines import LineTokenizer
 from openmercury.data.shards import MANIFEST, Example, Manifest, read_manifest, write_manifest, write_shard, write_whole
 from openmercury.data.sources import Limits, Plan, Unit
-from openmercury.data.stages import DEDUP, Item, Tally
+from openmercury.data.stages import DEDUP, Item, Ledger
 from openmercury.errors import DataError
 from openmercury.text.tokenizer import Tokenizer
 
@@ -60,7 +60,7 @@ class Outcome:
 
     recipe: PrepareRecipe
     manifest: Manifest
-    tally: Tally
+    ledger: Ledger
     kept: int
     lengths: Counter[int]  # examples by the binary logarithm of their tokens
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, of this start alone
@@ -86,25 +86,25 @@ def prepare(recipe: PrepareRecipe, watch: Watch = lambda *_: None) -> Outcome | 
 
 def _make(recipe: PrepareRecipe, plan: Sequence[Plan], told: dict[str, Any], work: Path, watch: Watch) -> Outcome:
     listed = [unit for part in plan for unit in part.units]
-    tally = Tally()
+    ledger = Ledger()
     seconds: dict[str, float] = {}
     for part in plan:
-        tally.drops.update({(stages.READ, reason): count for reason, count in part.drops.items()})
+        ledger.drops.update({(stages.READ, reason): count for reason, count in part.drops.items()})
 
     clock = _Clock(seconds)
     paths = _read(recipe, listed, work / "units", watch)
     clock("read")
     for path in paths:
-        tally.add(units.read_tally(path))
-    kept = _deduplicate(recipe, paths, tally, watch)
+        ledger.add(units.read_ledger(path))
+    kept = _deduplicate(recipe, paths, ledger, watch)
     clock(DEDUP)
     if not any(len(numbers) for _, numbers, _ in kept):
-        raise DataError(f"nothing is left of {len(listed)} units of work: {_why(tally)}")
-    made, lengths = _write(recipe, kept, work / "shards", tally, watch)
+        raise DataError(f"nothing is left of {len(listed)} units of work: {_why(ledger)}")
+    made, lengths = _write(recipe, kept, work / "shards", ledger, watch)
     clock("write")
     manifest = _finish(recipe.out, made, told)
     shutil.rmtree(work)
-    return Outcome(recipe, manifest, tally, sum(len(numbers) for _, numbers, _ in kept), lengths, seconds)
+    return Outcome(recipe, manifest, ledger, sum(len(numbers) for _, numbers, _ in kept), lengths, seconds)
 
 
 # --- read ------------------------------------------------------------------------------------------------------------
@@ -126,9 +126,9 @@ def _read(recipe: PrepareRecipe, listed: Sequence[Unit], folder: Path, watch: Wa
 
 def _read_unit(recipe: PrepareRecipe, given: tuple[Unit, Path]) -> int:
     unit, path = given
-    tally = Tally()
+    ledger = Ledger()
     items = sources.read(recipe.sources[unit.source], unit, _limits(recipe))
-    units.write(path, stages.run(items, stages.build(recipe), tally), tally, recipe.dedup, recipe.seed)
+    units.write(path, stages.run(items, stages.build(recipe), ledger), ledger, recipe.dedup, recipe.seed)
     return unit.size
 
 
@@ -160,7 +160,7 @@ def _run(
 Kept = tuple[Path, tuple[int, ...], np.ndarray]  # a unit, which of its items, and the bytes of each
 
 
-def _deduplicate(recipe: PrepareRecipe, paths: Sequence[Path], tally: Tally, watch: Watch) -> list[Kept]:
+def _deduplicate(recipe: PrepareRecipe, paths: Sequence[Path], ledger: Ledger, watch: Watch) -> list[Kept]:
     watch(DEDUP, 0, 1)
     start = time.thread_time()
     prints = [units.read_prints(path) for path in paths]
@@ -174,11 +174,11 @@ def _deduplicate(recipe: PrepareRecipe, paths: Sequence[Path], tally: Tally, wat
     for path, one, begin in zip(paths, prints, first[:-1].tolist(), strict=True):
         numbers = tuple(number for number in range(len(one.sizes)) if begin + number not in found)
         kept.append((path, numbers, one.sizes[np.array(numbers, np.int64)]))
-    tally.drops.update({(DEDUP, reason): count for reason, count in Counter(found.values()).items()})
-    tally.documents[DEDUP] = int(first[-1])
-    tally.bytes[DEDUP] = sum(int(one.sizes.sum()) for one in prints)
-    tally.spent(DEDUP, time.thread_time() - start)
-    tally.memory[DEDUP] = units.peak_memory()
+    ledger.drops.update({(DEDUP, reason): count for reason, count in Counter(found.values()).items()})
+    ledger.documents[DEDUP] = int(first[-1])
+    ledger.bytes[DEDUP] = sum(int(one.sizes.sum()) for one in prints)
+    ledger.spent(DEDUP, time.thread_time() - start)
+    ledger.memory[DEDUP] = units.peak_memory()
     watch(DEDUP, 1, 1)
     return kept
 
@@ -187,7 +187,7 @@ def _deduplicate(recipe: PrepareRecipe, paths: Sequence[Path], tally: Tally, wat
 
 
 def _write(
-    recipe: PrepareRecipe, kept: Sequence[Kept], folder: Path, tally: Tally, watch: Watch
+    recipe: PrepareRecipe, kept: Sequence[Kept], folder: Path, ledger: Ledger, watch: Watch
 ) -> tuple[list[Path], Counter[int]]:
     """The shards in order, and how long their examples are."""
     plain = [recipe.examples.model_dump(mode="json"), _tokenizer(recipe.tokenizer).fingerprint]
@@ -198,7 +198,7 @@ def _write(
     lengths: Counter[int] = Counter()
     for path in paths:
         told = json.loads(path.read_text())
-        tally.add(Tally.from_json(told["tally"]))
+        ledger.add(Ledger.from_json(told["ledger"]))
         lengths.update({int(key): count for key, count in told["lengths"].items()})
     return [path.with_suffix(".safetensors") for path in paths], lengths
 
@@ -224,7 +224,7 @@ def _shard_plans(recipe: PrepareRecipe, kept: Sequence[Kept]) -> Iterator[ShardP
 def _write_one(recipe: PrepareRecipe, given: tuple[ShardPlan, Path]) -> int:
     plan, path = given
     tokenizer = _tokenizer(recipe.tokenizer)
-    tally = Tally()
+    ledger = Ledger()
     examples: list[Example] = []
     for unit, numbers in plan.pieces:
         wanted = set(numbers)
@@ -233,7 +233,7 @@ def _write_one(recipe: PrepareRecipe, given: tuple[ShardPlan, Path]) -> int:
                 start = time.thread_time()
                 examples += map(_small, _examples(item, recipe, tokenizer))
                 size = len(item.text) if isinstance(item, Document) else len(item.before.text) + len(item.after.text)
-                tally.saw("examples", size, time.thread_time() - start)
+                ledger.saw("examples", size, time.thread_time() - start)
     start = time.thread_time()
     write_shard(
         path.with_suffix(".safetensors"),
@@ -241,10 +241,10 @@ def _write_one(recipe: PrepareRecipe, given: tuple[ShardPlan, Path]) -> int:
         tokenizer=tokenizer.fingerprint,
         block_size=recipe.examples.block_size,
     )
-    tally.saw("write", plan.size, time.thread_time() - start)
-    tally.memory["write"] = units.peak_memory()
+    ledger.saw("write", plan.size, time.thread_time() - start)
+    ledger.memory["write"] = units.peak_memory()
     lengths = Counter(len(one.ids).bit_length() for one in examples)
-    write_whole(path, json.dumps({"tally": tally.as_json(), "lengths": lengths}).encode())
+    write_whole(path, json.dumps({"ledger": ledger.as_json(), "lengths": lengths}).encode())
     return plan.size
 
 
@@ -307,8 +307,8 @@ def _key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps([FORMAT, *parts], sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _why(tally: Tally) -> str:
-    most = tally.drops.most_common(1)
+def _why(ledger: Ledger) -> str:
+    most = ledger.drops.most_common(1)
     if not most:
         return "the sources hold no files; correct their paths"
     (stage, reason), count = most[0]

@@ -10,7 +10,7 @@ from typing import Any
 
 from openmercury.data.pipeline import Outcome
 from openmercury.data.shards import Counts, write_whole
-from openmercury.data.stages import DECONTAMINATE, READ, Tally
+from openmercury.data.stages import DECONTAMINATE, READ, Ledger
 from openmercury.errors import DataError
 
 NO_PICTURES = "pictures need matplotlib: pip install 'openmercury[data]', or set pictures=false"
@@ -34,17 +34,17 @@ def write(outcome: Outcome) -> Path:
 
 def markdown(outcome: Outcome, pictures: Iterable[str] = ()) -> str:
     """The whole report."""
-    manifest, tally, counts = outcome.manifest, outcome.tally, outcome.manifest.counts
-    dropped = sum(tally.drops.values())
+    manifest, ledger, counts = outcome.manifest, outcome.ledger, outcome.manifest.counts
+    dropped = sum(ledger.drops.values())
     parts = [
         f"# Prepared data\n\n{counts.examples:,} examples, {counts.tokens:,} tokens ({counts.trained:,} trained on) in "
         f"{len(manifest.shards)} shards, from {outcome.kept:,} kept files and edits; {dropped:,} were left out. "
-        f"{tally.scrubbed:,} texts had e-mail addresses or secrets replaced.",
+        f"{ledger.scrubbed:,} texts had e-mail addresses or secrets replaced.",
         *(f"![{name.removesuffix('.png')}]({name})" for name in pictures),
-        "## Stages\n\nCPU seconds, and the speed of one core in the text that reaches the stage.\n\n" + _stages(tally),
+        "## Stages\n\nCPU seconds, and the speed of one core in the text that reaches the stage.\n\n" + _stages(ledger),
         _phases(outcome),
-        "## Left out\n\n" + _table(("stage", "reason", "count"), _drops(tally)),
-        "## Contamination\n\n" + _contamination(tally, outcome.recipe.decontaminate),
+        "## Left out\n\n" + _table(("stage", "reason", "count"), _drops(ledger)),
+        "## Contamination\n\n" + _contamination(ledger, outcome.recipe.decontaminate),
         *(
             f"## {title}\n\n" + _counts(title.lower(), table)
             for title, table in (
@@ -58,21 +58,21 @@ def markdown(outcome: Outcome, pictures: Iterable[str] = ()) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _stages(tally: Tally) -> str:
+def _stages(ledger: Ledger) -> str:
     rows = []
-    for stage, documents in tally.documents.items():
-        seconds, size = tally.seconds[stage], tally.bytes[stage]
-        drops = sum(count for (where, _), count in tally.drops.items() if where == stage)
+    for stage, documents in ledger.documents.items():
+        seconds, size = ledger.seconds[stage], ledger.bytes[stage]
+        drops = sum(count for (where, _), count in ledger.drops.items() if where == stage)
         speed = f"{size / MB / seconds:,.1f}" if seconds else ""
         rows.append((stage, f"{documents:,}", f"{drops:,}", f"{size / MB:,.1f}", f"{seconds:,.1f}", speed))
     return _table(("stage", "files in", "dropped", "MB in", "CPU seconds", "MB/s"), rows)
 
 
 def _phases(outcome: Outcome) -> str:
-    recipe, size = outcome.recipe, outcome.tally.bytes[READ]
+    recipe, size = outcome.recipe, outcome.ledger.bytes[READ]
     rows = []
     for phase, seconds in outcome.seconds.items():
-        peak = outcome.tally.memory.get(phase, 0)
+        peak = outcome.ledger.memory.get(phase, 0)
         rows.append((phase, f"{seconds:,.1f}", f"{size / MB / max(seconds, 1e-9):,.1f}", f"{peak / MB:,.0f}"))
     whole = sum(outcome.seconds.values())
     rows.append(("all", f"{whole:,.1f}", f"{size / MB / max(whole, 1e-9):,.1f}", ""))
@@ -81,21 +81,21 @@ def _phases(outcome: Outcome) -> str:
     return f"## Phases\n\n{told}\n\n" + _table(head, rows)
 
 
-def _drops(tally: Tally) -> Iterable[tuple[str, str, str]]:
-    for (stage, reason), count in sorted(tally.drops.items(), key=lambda item: (-item[1], item[0])):
+def _drops(ledger: Ledger) -> Iterable[tuple[str, str, str]]:
+    for (stage, reason), count in sorted(ledger.drops.items(), key=lambda item: (-item[1], item[0])):
         yield stage, reason, f"{count:,}"
 
 
-def _contamination(tally: Tally, looked: bool) -> str:
+def _contamination(ledger: Ledger, looked: bool) -> str:
     if not looked:
         return "Not looked for: `decontaminate = false`."
     found: Counter[tuple[str, str]] = Counter()
-    for (stage, reason), count in tally.drops.items():
+    for (stage, reason), count in ledger.drops.items():
         if stage == DECONTAMINATE:
             name, _, how = reason.partition(": ")
             found[name, how] += count
     if not found:
-        return f"None of {tally.documents[DECONTAMINATE]:,} files repeats an evaluation item."
+        return f"None of {ledger.documents[DECONTAMINATE]:,} files repeats an evaluation item."
     return _table(("set", "how", "files left out"), ((*key, f"{count:,}") for key, count in sorted(found.items())))
 
 
@@ -120,7 +120,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
 
 def _pictures(outcome: Outcome, out: Path) -> list[str]:
     drops: Counter[str] = Counter()
-    for (stage, reason), count in outcome.tally.drops.items():
+    for (stage, reason), count in outcome.ledger.drops.items():
         drops[f"{stage}: {reason}"] += count
     languages = Counter({key or "none": one.tokens for key, one in outcome.manifest.languages.items()})
     lengths = {f"{1 << bits - 1}": count for bits, count in sorted(outcome.lengths.items())}

@@ -31,7 +31,9 @@ class Screen:
             PROMPT_GRAM: index.prompt_grams,
         }
         self._runs = {size: Known(tuple_hashes(known, size)) for size, known in runs.items()}
-        self._outlines = {outline(node) for item in index.items for node in _functions(parse(item.solution))}
+        nodes = [node for item in index.items for node in _functions(parse(item.solution))]
+        self._named = {(node.name, outline(node)) for node in nodes}
+        self._nameless = {outline(node) for node in nodes if len(function_keys(node)) > 1}
 
     def find(self, text: str, language: str) -> tuple[str, str] | None:
         """As `BenchmarkIndex.find` of a text that is code."""
@@ -45,7 +47,9 @@ class Screen:
         return language == "python" and any(map(self._knows, _functions(parse(text))))
 
     def _knows(self, node: Def) -> bool:
-        return outline(node) in self._outlines and any(key in self.index.trees for key in function_keys(node))
+        told = outline(node)
+        likely = told in self._nameless or (node.name, told) in self._named
+        return likely and any(key in self.index.trees for key in function_keys(node))
 
 
 def outline(node: Def) -> Outline:

@@ -2,7 +2,7 @@
 
     decode → licence → filter → syntax → scrub → decontaminate
 
-An edit goes through with both of its sides, and is dropped with either. `Tally` counts what each stage saw, took and
+An edit goes through with both of its sides, and is dropped with either. `Ledger` counts what each stage saw, took and
 dropped; it is summed over units, and says nothing that depends on who did the work but for seconds and memory.
 """
 
@@ -48,7 +48,7 @@ class Stage(NamedTuple):
 
 
 @dataclass
-class Tally:
+class Ledger:
     """Counts of work done: files, bytes and CPU seconds by stage, drops by (stage, reason), peak bytes by phase."""
 
     documents: Counter[str] = field(default_factory=Counter)
@@ -58,7 +58,7 @@ class Tally:
     scrubbed: int = 0
     memory: dict[str, int] = field(default_factory=dict)
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: Ledger) -> None:
         """Takes in the counts of another; memory is the largest of any."""
         self.documents += other.documents
         self.bytes += other.bytes
@@ -84,7 +84,7 @@ class Tally:
         return {**vars(self), "drops": [[*key, count] for key, count in sorted(self.drops.items())]}
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> Tally:
+    def from_json(cls, told: dict[str, Any]) -> Ledger:
         """What `as_json` gave."""
         drops = Counter({(stage, reason): count for stage, reason, count in told["drops"]})
         documents, size = Counter(told["documents"]), Counter(told["bytes"])
@@ -164,7 +164,7 @@ def _decontaminate(screen: Screen, document: Document) -> Document | Drop:
     return document if hit is None else Drop(": ".join(hit))
 
 
-def run(items: Iterable[Raw | RawEdit | Drop], stages: tuple[Stage, ...], tally: Tally) -> Iterator[Item]:
+def run(items: Iterable[Raw | RawEdit | Drop], stages: tuple[Stage, ...], ledger: Ledger) -> Iterator[Item]:
     """What is left of the files of a unit, in order."""
     source = iter(items)
     while True:
@@ -174,11 +174,11 @@ def run(items: Iterable[Raw | RawEdit | Drop], stages: tuple[Stage, ...], tally:
         if item is None:
             return
         if isinstance(item, Drop):
-            tally.spent(READ, spent)
-            tally.drops[READ, item.reason] += 1
+            ledger.spent(READ, spent)
+            ledger.drops[READ, item.reason] += 1
             continue
-        tally.saw(READ, sum(len(raw.data) for raw in _sides(item)), spent)
-        kept = _through(item, stages, tally)
+        ledger.saw(READ, sum(len(raw.data) for raw in _sides(item)), spent)
+        kept = _through(item, stages, ledger)
         if kept is not None:
             yield kept
 
@@ -187,16 +187,16 @@ def _sides(item: Raw | RawEdit) -> tuple[Raw, ...]:
     return (item,) if isinstance(item, Raw) else (item.before, item.after)
 
 
-def _through(item: Raw | RawEdit, stages: tuple[Stage, ...], tally: Tally) -> Item | None:
+def _through(item: Raw | RawEdit, stages: tuple[Stage, ...], ledger: Ledger) -> Item | None:
     documents = []
     for raw in _sides(item):
-        document = _timed("decode", decode, raw, len(raw.data), tally)
+        document = _timed("decode", decode, raw, len(raw.data), ledger)
         for stage in stages:
             if document is None:
                 return None
             before = document
-            document = _timed(stage.name, stage.apply, before, len(before.text), tally)
-            tally.scrubbed += document is not None and document.text is not before.text
+            document = _timed(stage.name, stage.apply, before, len(before.text), ledger)
+            ledger.scrubbed += document is not None and document.text is not before.text
         if document is None:
             return None
         documents.append(document)
@@ -209,12 +209,12 @@ def _through(item: Raw | RawEdit, stages: tuple[Stage, ...], tally: Tally) -> It
 
 
 def _timed(
-    name: str, apply: Callable[[Any], Document | Drop], given: Raw | Document, size: int, tally: Tally
+    name: str, apply: Callable[[Any], Document | Drop], given: Raw | Document, size: int, ledger: Ledger
 ) -> Document | None:
     start = time.thread_time()
     result = apply(given)
-    tally.saw(name, size, time.thread_time() - start)
+    ledger.saw(name, size, time.thread_time() - start)
     if isinstance(result, Drop):
-        tally.drops[name, result.reason] += 1
+        ledger.drops[name, result.reason] += 1
         return None
     return result

@@ -1,6 +1,6 @@
 """The result of one unit of work on disk, between the stages that see one file and those that see all.
 
-One safetensors file, written whole or not at all: items as compressed JSON, their fingerprints, the unit's tally.
+One safetensors file, written whole or not at all: items as compressed JSON, their fingerprints, the unit's ledger.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from openmercury.data.config import DedupRecipe
 from openmercury.data.dedup import bands, digest, shingles
 from openmercury.data.document import Document
 from openmercury.data.shards import write_whole
-from openmercury.data.stages import Edit, Item, Tally
+from openmercury.data.stages import Edit, Item, Ledger
 from openmercury.errors import DataError
 
-TALLY = "tally"
+LEDGER = "ledger"
 
 
 class Prints(NamedTuple):
@@ -34,8 +34,8 @@ class Prints(NamedTuple):
     sizes: np.ndarray
 
 
-def write(path: Path, items: Iterable[Item], tally: Tally, recipe: DedupRecipe, seed: int) -> None:
-    """Fingerprint the items and write them; `tally` may still grow while they come, and is written as it is then."""
+def write(path: Path, items: Iterable[Item], ledger: Ledger, recipe: DedupRecipe, seed: int) -> None:
+    """Fingerprint the items and write them; `ledger` may still grow while they come, and is written as it is then."""
     packer = zlib.compressobj(level=1)
     packed: list[bytes] = []
     digests, sizes, sets = [], [], []
@@ -47,12 +47,12 @@ def write(path: Path, items: Iterable[Item], tally: Tally, recipe: DedupRecipe, 
         sizes.append(_size(item))
         if recipe.near:
             sets.append(shingles(told, recipe.shingle))
-        tally.saw("fingerprint", _size(item), time.thread_time() - start)
+        ledger.saw("fingerprint", _size(item), time.thread_time() - start)
     packed.append(packer.flush())
     start = time.thread_time()
     told_bands = bands(sets, recipe, seed) if recipe.near else np.zeros((len(sizes), 0), np.uint64)
-    tally.spent("fingerprint", time.thread_time() - start)
-    tally.memory["read"] = peak_memory()
+    ledger.spent("fingerprint", time.thread_time() - start)
+    ledger.memory["read"] = peak_memory()
     arrays: dict[str, np.ndarray] = {
         "items": np.frombuffer(b"".join(packed), np.uint8),
         "digests": np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2),
@@ -61,13 +61,13 @@ def write(path: Path, items: Iterable[Item], tally: Tally, recipe: DedupRecipe, 
         "shingles": np.concatenate(sets) if sets else np.zeros(0, np.uint64),
         "ends": np.cumsum([len(one) for one in sets], dtype=np.int64),
     }
-    write_whole(path, save(arrays, {TALLY: json.dumps(tally.as_json())}))
+    write_whole(path, save(arrays, {LEDGER: json.dumps(ledger.as_json())}))
 
 
-def read_tally(path: Path) -> Tally:
+def read_ledger(path: Path) -> Ledger:
     """What was counted while the unit was made."""
     with _open(path) as file:
-        return Tally.from_json(json.loads(file.metadata()[TALLY]))
+        return Ledger.from_json(json.loads(file.metadata()[LEDGER]))
 
 
 def read_prints(path: Path) -> Prints:

@@ -102,7 +102,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_keeps_what_is_good_and_counts_the_rest(tmp_path: Path) -> None:
     outcome = pipeline.prepare(recipe(tree(tmp_path), "out"))
     assert outcome is not None
-    drops = {reason: count for (_, reason), count in outcome.tally.drops.items()}
+    drops = {reason: count for (_, reason), count in outcome.ledger.drops.items()}
     assert drops == {
         "link": 1,
         "no language of the recipe": 4,  # LICENSE and COPYING have no extension, METADATA and PKG-INFO neither
@@ -116,7 +116,7 @@ def test_keeps_what_is_good_and_counts_the_rest(tmp_path: Path) -> None:
         "near duplicate": 1,
     }
     assert outcome.kept == 40 + 1 + 1 + 1 + 2  # modules, one of the near ones, mail, run, archives
-    assert outcome.tally.scrubbed == 1
+    assert outcome.ledger.scrubbed == 1
     tokenizer = Tokenizer.load(default_model())
     text = tokenizer.decode(read_shards(tmp_path / "out").ids.tolist())
     assert "someone@firm.org" not in text
@@ -210,14 +210,20 @@ def test_a_killed_worker_is_told() -> None:
 
 
 @pytest.mark.slow
-def test_the_same_on_ray(tmp_path: Path) -> None:
+def test_the_same_on_a_cluster_of_two_nodes(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
     tree(tmp_path)
     pipeline.prepare(recipe(tmp_path, "here"))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
-        pipeline.prepare(recipe(tmp_path, "ray", executor="ray", workers=2))
+        cluster.add_node(num_cpus=1)
+        pipeline.prepare(recipe(tmp_path, "ray", executor="ray", workers=2, address=cluster.address))
+        assert len(ray.nodes()) == 2
     finally:
         ray.shutdown()
+        cluster.shutdown()
     assert bits(tmp_path / "here") == bits(tmp_path / "ray")
 
 
