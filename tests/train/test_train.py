@@ -89,6 +89,19 @@ def test_export(tmp_path: Path) -> None:
         assert torch.equal(parameter, model.adapter.get_parameter(name)), name
 
 
+def test_rows_that_no_block_of_values_fits_stay_as_they_are(tmp_path: Path) -> None:
+    """Q8_0 holds 32 values of a row at a time: A [4, 32] is rounded, B [.., 4] is not."""
+    trainer = Trainer(make_run(tmp_path, steps=2))
+    trainer.run()
+    export_run(trainer.recipe.out, tmp_path / "out", "Q8_0")
+    adapter = load_model(tmp_path / "out", dtype=torch.float32).adapter
+    assert adapter is not None
+    for name, parameter in adapter_of(trainer).named_parameters():
+        found = adapter.get_parameter(name)
+        assert torch.equal(parameter, found) == (not name.endswith(".a") or parameter.shape[1] % 32 > 0), name
+        torch.testing.assert_close(parameter, found, rtol=0, atol=float(parameter.abs().max()) / 127)
+
+
 def test_state_of_another_rank_is_refused(tmp_path: Path) -> None:
     Trainer(make_run(tmp_path, steps=1)).run()
     with pytest.raises(TrainingError, match="another recipe"):
