@@ -43,8 +43,8 @@ def export_run(run: Path, out: Path, quantization: str | None = None) -> None:
     """Write the newest state of `run` to `out`, which appears whole or not at all; its average where it kept one.
 
     `quantization` is of the adapter, by default Q8_0, or, where all weights learned, of the weights: BF16, the default,
-    and F32 are written as safetensors under the names of `transformers`, others as GGUF. Rows that are no multiple of 32
-    values (those of B, of such a rank) stay in F32: `Q8_0` and its like hold 32 at a time.
+    and F32 are written as safetensors under the names of `transformers`, others as GGUF. Rows that are no multiple of
+    32 values (those of B, where the rank is none) stay in F32: Q8_0 and its like hold 32 at a time.
     """
     if quantization is not None and quantization not in QUANTIZATIONS:
         raise ConfigError(f"quantization {quantization!r} is unknown: use one of {', '.join(QUANTIZATIONS)}")
