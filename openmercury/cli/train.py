@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from openmercury.cli.options import option
+from openmercury.cli.options import option, refuse_unread
 from openmercury.cli.prepare import prepare
 from openmercury.cli.rows import chats, show
 
@@ -40,6 +40,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
+    invocation: typer.Context,
     recipe: RecipeFile,
     overrides: Overrides = None,
     dry_run: Annotated[
@@ -60,6 +61,7 @@ def train(
     from openmercury.cli.show import waiting
 
     _read(recipe)
+    refuse_unread(invocation, dict.fromkeys(("gpu", "gpus", "mfu", "shape"), "--dry-run"), {"--dry-run": dry_run})
     if dry_run:
         print(training.dry_run(recipe, list(overrides or ()), gpu, gpus, mfu, shape))
         return

@@ -32,18 +32,18 @@ def dry_run(path: Path, overrides: Sequence[str], gpu: str, gpus: int, mfu: floa
 
         plain = config_of(shape).model_copy(update={"diffusion": None})
         recipe = recipe.model_copy(update={"base": None, "architecture": plain})
-    return report(recipe, gpu=gpu, gpus=gpus, mfu=mfu, trained=trained_share(recipe))
+    return report(recipe, gpu=gpu, gpus=gpus, mfu=mfu, trained=_trained(recipe))
 
 
-def trained_share(recipe: Recipe) -> float:
-    """Tokens with a loss ÷ tokens of rows, by the manifests of the data; 1 where it is not made yet."""
+def _trained(recipe: Recipe) -> float:
+    """The share of the tokens with a loss, by the manifests of the data; 1 where it is not made yet."""
     from openmercury.data.shards import read_manifest
+    from openmercury.train.feed import trained_share
 
     try:
-        counts = [read_manifest(source.path).counts for source in recipe.data.sources]
+        return trained_share([read_manifest(source.path) for source in recipe.data.sources])
     except DataError:
         return 1.0
-    return sum(each.trained for each in counts) / max(1, sum(each.tokens for each in counts))
 
 
 def make_probes(recipe: Recipe) -> Sequence[Callable[[Path], Mapping[str, float]]]:
