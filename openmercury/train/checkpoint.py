@@ -73,7 +73,9 @@ def read_state(state: Path, tensors: Mapping[str, Tensor], world: World) -> None
                 "use its recipe, or a new `out`"
             )
         planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-        load(dict(tensors), storage_reader=reader, planner=planner, no_dist=alone, process_group=world.saving)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=ALONE)
+            load(dict(tensors), storage_reader=reader, planner=planner, no_dist=alone, process_group=world.saving)
     except (SafetensorError, OSError, KeyError, ValueError, CheckpointException) as error:
         raise _broken(state, str(error).splitlines()[0]) from None
 

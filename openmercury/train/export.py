@@ -12,10 +12,12 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from openmercury.config import explain
 from openmercury.errors import ConfigError, TrainingError
 from openmercury.model.config import ModelConfig, to_hf
 from openmercury.model.convert import SHARD_BYTES, TOKENIZER_FILES, write_shards
@@ -57,7 +59,13 @@ def read_run(run: Path) -> tuple[Recipe, dict[str, Tensor]]:
     state = find_state(run)
     if state is None or not (run / "recipe.json").exists():
         raise TrainingError(f"{run} holds no training state: give the `out` folder of `openmercury train`")
-    recipe = Recipe.model_validate_json((run / "recipe.json").read_text(encoding="utf-8"))
+    try:
+        recipe = Recipe.model_validate_json((run / "recipe.json").read_bytes())
+    except ValidationError as error:
+        raise TrainingError(
+            f"{run / 'recipe.json'} is no recipe of this version ({explain(error)}): start the run's own command once "
+            "more, which writes it anew"
+        ) from None
     facts = Reader(state).read_metadata().state_dict_metadata
     wanted = "model/" if recipe.ema is None else "ema/"
     found = {

@@ -99,10 +99,22 @@ class Trainer:
         if state is None:
             return None
         counters = read_counters(state)
+        if counters.get("facts", self._facts()) != self._facts():  # states before 25 November 2026 have none
+            raise TrainingError(
+                f"{state} was trained with {counters['facts']}, and the recipe says {self._facts()}: use its recipe, "
+                "or a new `out`"
+            )
         read_state(state, self.tensors(), self.world)
         self.step, self.tokens, self.seconds = counters["step"], counters["tokens"], counters["seconds"]
         place: Mapping[str, Any] = counters["loader"]
         return place
+
+    def _facts(self) -> dict[str, Any]:
+        """What weights mean, though no shape shows it. The block size may change from session to session."""
+        config = self.model.config.model_dump(mode="json")
+        facts = config["diffusion"] or {}
+        names = ("mask_id", "clean_attention", "logit_shift")
+        return {"rope_scaling": config["rope_scaling"], **{name: facts.get(name) for name in names}}
 
     def save(self) -> None:
         """Begin to write the state; `checkpointer.wait` ends it."""
@@ -112,6 +124,7 @@ class Trainer:
             "seconds": self.seconds,
             "loader": self.feed.state(),
             "ranks": self.world.size,
+            "facts": self._facts(),
         }
         self.checkpointer.save(self.step, self.tensors(), counters)
 

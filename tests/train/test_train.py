@@ -131,6 +131,21 @@ def test_state_of_another_rank_is_refused(tmp_path: Path) -> None:
         Trainer(make_run(tmp_path, rank=8))
 
 
+def test_state_of_another_noise_is_refused(tmp_path: Path) -> None:
+    Trainer(make_run(tmp_path, steps=1)).run()
+    assert Trainer(make_run(tmp_path, objective=BlockDiffusion(block_sizes=(2,)))).step == 1
+    with pytest.raises(TrainingError, match=r"logit_shift': True.* the recipe says .*logit_shift': False"):
+        Trainer(make_run(tmp_path, objective=BlockDiffusion(shift=False)))
+
+
+def test_a_run_of_another_version_is_told(tmp_path: Path) -> None:
+    recipe = make_run(tmp_path, steps=1)
+    Trainer(recipe).run()
+    (recipe.out / "recipe.json").write_text('{"out": "x", "stepz": 3}')
+    with pytest.raises(TrainingError, match=r"recipe.json is no recipe of this version .*stepz"):
+        export_run(recipe.out, tmp_path / "out")
+
+
 def test_init_starts_from_an_exported_adapter(tmp_path: Path) -> None:
     """Step 0 holds the exported adapter; a state of the run's own wins over it; another rank is refused."""
     first = Trainer(make_run(tmp_path, steps=2))
