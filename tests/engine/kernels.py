@@ -231,6 +231,8 @@ def whole_steps(dtype: torch.dtype, head_size: int) -> None:
     )
     bound = [{**asked, "max_tokens": 6} for asked in (free[0], free[1], free[4])]
     cases = [(asked, "all", False) for asked in free] + [(asked, "all", True) for asked in bound]
+    if DEVICE.type == "cpu":  # interpreted, a case takes seconds: what others cover is left out
+        cases = [case for case in cases if case[0] not in (free[1], bound[1])]
     for asked, groups, by_grammar in [*cases, (bound[1], "last", True)]:
         settings = EngineConfig(
             draft_width=2,
@@ -351,7 +353,7 @@ if __name__ == "__main__":
     with torch.inference_mode():
         for seed in range(2 if interpreted else 40):
             plans_and_applies(seed)
-        for architecture in ("qwen2", "llama", "qwen3"):
+        for architecture in ("qwen3",) if interpreted else ("qwen2", "llama", "qwen3"):
             network(architecture, torch.float32, 1e-4)
             if not interpreted:
                 network(architecture, torch.bfloat16, 3e-2, rows=5)
