@@ -37,8 +37,8 @@ def prepare(
                 bars[phase] = bar.add_task(PHASES[phase], total=max(1, whole))
             bar.update(bars[phase], completed=done if whole else 1)
 
-        outcome = pipeline.prepare(settings, watch)
+        outcome = pipeline.prepare(settings, watch, report.write)
     if outcome is None:
         print(f"{settings.out} is there already, made by this recipe from these sources")
-        return
-    print(report.write(outcome))
+    else:
+        print(settings.out / report.NAME)

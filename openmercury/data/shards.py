@@ -145,18 +145,26 @@ def pad(example: Example, block_size: int, pad_id: int) -> Example:
 
 def write_manifest(folder: Path, recipe: Mapping[str, Any] | None = None) -> Manifest:
     """Sum up all shards that lie in a folder; they must be of one tokenizer and one block size, else DataError."""
-    shards, total = [], None
-    for path in sorted(folder.glob("*.safetensors")):
-        facts = read_facts(path)
-        total = facts if total is None else _together(total, facts, path)
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise DataError(f"{folder} holds no shards: make some with `openmercury data prepare` or `data generate`")
+    total, shards = sum_facts(paths), []
+    for path in paths:
+        counts = read_facts(path).counts
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        shards.append(Entry(name=path.name, sha256=digest, examples=facts.counts.examples, tokens=facts.counts.tokens))
-    if total is None:
-        raise DataError(f"{folder} holds no shards: make some with `openmercury data prepare` or `data generate`")
+        shards.append(Entry(name=path.name, sha256=digest, examples=counts.examples, tokens=counts.tokens))
     manifest = Manifest(shards=tuple(shards), recipe=dict(recipe or {}), **dict(total))
     write_whole(folder / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
     return manifest
+
+
+def sum_facts(paths: Sequence[Path]) -> Facts:
+    """Facts of all of some shards, which must be of one tokenizer and one block size, else DataError."""
+    total = read_facts(paths[0])
+    for path in paths[1:]:
+        total = _together(total, read_facts(path), path)
+    return total
 
 
 def write_whole(path: Path, data: bytes) -> None:

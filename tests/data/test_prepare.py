@@ -10,7 +10,9 @@ import sys
 import tarfile
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -156,6 +158,48 @@ def test_an_empty_corpus_and_a_full_disk_are_told(tmp_path: Path, monkeypatch: p
     with pytest.raises(DataError, match="No space left on device"):
         pipeline.prepare(recipe(tmp_path / "full", "out"))
     assert [path.name for path in (tmp_path / "full" / "out").rglob("*") if path.is_file()] == ["lock"]
+
+
+@pytest.mark.usefixtures("inline")
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+def test_stopped_while_it_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    small = {"shard_bytes": 5_000}
+    given = recipe(tree(tmp_path), "out").model_copy(update=small)
+    finish, left = pipeline._finish, iter(range(steps))
+
+    def stopped(do: Callable[..., None]) -> Callable[..., None]:
+        def step(*paths: object) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            do(*paths)
+
+        return step
+
+    def killed(*what: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", stopped(os.replace))
+            patch.setattr(Path, "unlink", stopped(Path.unlink))
+            finish(*what)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.prepare(given)
+    assert pipeline.prepare(given, tell=report.write) is not None
+    assert (tmp_path / "out" / "report.md").exists()
+    pipeline.prepare(recipe(tmp_path, "whole").model_copy(update=small))
+    assert bits(tmp_path / "out") == bits(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_full_disk_at_the_end_loses_no_report(tmp_path: Path) -> None:
+    def full(_: pipeline.Outcome) -> None:
+        raise DataError("no space")
+
+    with pytest.raises(DataError, match="no space"):
+        pipeline.prepare(recipe(tree(tmp_path), "out"), tell=full)
+    assert pipeline.prepare(recipe(tmp_path, "out"), tell=report.write) is not None
+    assert (tmp_path / "out" / "report.md").exists()
 
 
 @pytest.mark.usefixtures("inline")
