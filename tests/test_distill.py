@@ -15,7 +15,7 @@ from rich.console import Console
 
 from openmercury import distill
 from openmercury.config import explain
-from openmercury.data.prompt import Check, Prompt
+from openmercury.data.prompts.prompt import Check, Prompt
 from openmercury.data.shards import read_manifest, read_shards
 from openmercury.distill import Answer, Ask, DistillRecipe, asks, circles, render, verdict
 from openmercury.engine.params import SamplingParams

