@@ -119,7 +119,7 @@ def _judge() -> Callable[[str, Mapping[str, str]], bool]:
 
 
 def chats(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSON Lines with `messages`; .gz, .xz too.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSON Lines with `messages`, may be packed.")],
     out: Annotated[Path, option("Folder for the shards.", "--out", metavar="FOLDER")],
     model: Annotated[str | None, option("Checkpoint they are made for.", metavar="FOLDER")] = None,
     max_tokens: Annotated[int, typer.Option(min=128, help="Of an example: the row length of the run.")] = 2048,

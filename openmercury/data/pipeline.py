@@ -39,6 +39,7 @@ from openmercury.data.shards import (
     MANIFEST,
     Example,
     Facts,
+    check_out,
     read_manifest,
     sum_facts,
     write_manifest,
@@ -51,6 +52,7 @@ from openmercury.errors import DataError
 from openmercury.text.tokenizer import Tokenizer
 
 FORMAT = 2  # of the results in the working folder: raise it when a stage's outcome changes
+SHARDS = "shard-*.safetensors"
 FREE = ("out", "workers", "executor", "address", "pictures")  # keys of the recipe that change no result
 InputT = TypeVar("InputT")
 Watch = Callable[[str, int, int], None]  # phase, done, of how many
@@ -88,10 +90,10 @@ def prepare(
         scrub.patterns()
     stages.build(recipe)  # what is missing should be told before the work, not by a worker
     plan = [sources.plan(number, source, _limits(recipe)) for number, source in enumerate(recipe.sources)]
-    listed = [unit for part in plan for unit in part.units]
-    told = _told(recipe, listed)
+    told = _told(recipe, [unit for part in plan for unit in part.units])
     if _is_made(recipe.out, told):
         return None
+    check_out(recipe.out, SHARDS)
     work = recipe.out / ".work"
     with _alone(work):
         outcome = _make(recipe, plan, work, watch)
@@ -288,7 +290,7 @@ def _finish(out: Path, made: Sequence[Path], told: dict[str, Any]) -> None:
     for path, name in zip(made, names, strict=True):
         path.with_suffix(".json").unlink()  # first: a shard that was moved away must not seem to be there
         os.replace(path, out / name)
-    for path in set(out.glob("shard-*.safetensors")) - {out / name for name in names}:
+    for path in set(out.glob(SHARDS)) - {out / name for name in names}:
         path.unlink()
     write_manifest(out, told)
 

@@ -143,6 +143,13 @@ def pad(example: Example, block_size: int, pad_id: int) -> Example:
     return example._replace(ids=[*example.ids, *[pad_id] * more], loss=[*example.flags().tolist(), *[False] * more])
 
 
+def check_out(folder: Path, ours: str) -> None:
+    """Raises DataError where a folder holds safetensors beside those that fit the pattern `ours`, as a checkpoint's."""
+    others = {path.name for path in folder.glob("*.safetensors")} - {path.name for path in folder.glob(ours)}
+    if others:
+        raise DataError(f"{folder} holds {min(others)}, which was not made by this command: name another folder")
+
+
 def write_manifest(folder: Path, recipe: Mapping[str, Any] | None = None) -> Manifest:
     """Sum up all shards that lie in a folder; they must be of one tokenizer and one block size, else DataError."""
     paths = sorted(folder.glob("*.safetensors"))

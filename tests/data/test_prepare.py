@@ -203,6 +203,14 @@ def test_a_full_disk_at_the_end_loses_no_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("inline")
+def test_a_folder_of_weights_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(DataError, match="name another folder"):
+        pipeline.prepare(recipe(tree(tmp_path), "."))
+    assert not (tmp_path / ".work").exists()
+
+
+@pytest.mark.usefixtures("inline")
 def test_two_runs_do_not_write_the_same_folder(tmp_path: Path) -> None:
     given = recipe(tree(tmp_path), "out")
     with pipeline._alone(given.out / ".work"), pytest.raises(DataError, match="another run is at work"):

@@ -19,6 +19,7 @@ from openmercury.errors import DataError
 RANGE_BYTES = 32_000_000  # of a plain .jsonl that one unit reads
 Table: TypeAlias = JsonlSource | ParquetSource | HubSource
 JSONL = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.xz", ".jsonl.zst", ".json.gz")
+UNPACKING = (OSError, EOFError, lzma.LZMAError, zlib.error)  # what a packed file that is broken raises
 NO_ARROW = "reading Parquet and .zst files needs pyarrow: pip install 'openmercury[data]'"
 
 
@@ -81,7 +82,7 @@ def packed_rows(file: IO[bytes], source: Table, name: str, limits: Limits) -> It
     """Rows of a whole file that is packed or not; those before a break are kept."""
     try:
         yield from jsonl_rows(open_packed(file, name), source, name, limits, 0, None)
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+    except UNPACKING as error:
         yield _broken(error)
 
 
@@ -97,6 +98,14 @@ def jsonl_rows(
 ) -> Iterator[Raw | RawEdit | Drop]:
     """Rows whose lines begin in [start, end)."""
     longest = 8 * limits.max_file_bytes  # as much as escapes may add
+    for place, row in json_lines(file, longest, start, end):
+        yield row if isinstance(row, Drop) else take_row(row, source, f"{name}:{place}", limits)
+
+
+def json_lines(
+    file: IO[bytes], longest: int, start: int = 0, end: int | None = None
+) -> Iterator[tuple[int, dict[str, Any] | Drop]]:
+    """Objects of the lines that begin in [start, end), with where; no more than `longest` bytes are held of one."""
     at = start
     if start:
         file.seek(start - 1)
@@ -108,14 +117,14 @@ def jsonl_rows(
         place, at = at, at + len(line)
         if not line.endswith(b"\n") and len(line) == longest:
             at += _skip_line(file, longest)
-            yield Drop("gigantic line")
+            yield place, Drop("gigantic line")
         elif line.strip():
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
-                yield Drop("no JSON")
+                yield place, Drop("no JSON")
                 continue
-            yield take_row(row, source, f"{name}:{place}", limits) if isinstance(row, dict) else Drop("no JSON object")
+            yield place, row if isinstance(row, dict) else Drop("no JSON object")
 
 
 def _skip_line(file: IO[bytes], piece: int) -> int:

@@ -70,6 +70,12 @@ def test_refuses_other_licences_and_broken_files(tmp_path: Path) -> None:
     broken.write_bytes(b"not a zip")
     with pytest.raises(DataError, match="zip"):
         list(read_wheel(broken, ALLOWED, ()))
+    whole = bytearray(wheel(tmp_path, "License: MIT", {"p/a.py": "a = 1\n" * 50}).read_bytes())
+    place = whole.index(b"p/a.py") + 8
+    whole[place : place + 4] = b"\xff" * 4
+    broken.write_bytes(whole)
+    with pytest.raises(DataError, match=r"cannot be read \(.+\): remove it and download it again"):
+        list(read_wheel(broken, ALLOWED, ()))
 
 
 def test_finds_wheels_by_normal_name(tmp_path: Path) -> None:
