@@ -144,8 +144,9 @@ def pad(example: Example, block_size: int, pad_id: int) -> Example:
 
 
 def check_out(folder: Path, ours: str) -> None:
-    """Raises DataError where a folder holds safetensors beside those that fit the pattern `ours`, as a checkpoint's."""
+    """Raises DataError where a folder is a checkpoint, or holds safetensors that do not fit the pattern `ours`."""
     others = {path.name for path in folder.glob("*.safetensors")} - {path.name for path in folder.glob(ours)}
+    others |= {path.name for path in folder.glob("config.json")}
     if others:
         raise DataError(f"{folder} holds {min(others)}, which was not made by this command: name another folder")
 

@@ -122,7 +122,7 @@ def build(recipe: PrepareRecipe) -> tuple[Stage, ...]:
 
 @functools.lru_cache(maxsize=1)
 def _screen(eval_data: Path | None) -> Screen:
-    return Screen(BenchmarkIndex.load(eval_folder(eval_data)))
+    return Screen(BenchmarkIndex.load(eval_folder(eval_data, "give eval_data=FOLDER (or decontaminate=false)")))
 
 
 def benchmarks_hash(recipe: PrepareRecipe) -> str | None:

@@ -92,7 +92,9 @@ def test_bad_files(tmp_path: Path) -> None:
 
 def test_a_folder_of_weights_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(row("?", "Yes."))
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
-    with pytest.raises(DataError, match=r"holds model.safetensors, which was not made by this command"):
-        write_conversations([tmp_path / "a.jsonl"], tmp_path, RECIPE, TOKENIZER, None)
-    assert (tmp_path / "model.safetensors").read_bytes() == b"weights"
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes(b"weights")
+        with pytest.raises(DataError, match=rf"holds {name}, which was not made by this command"):
+            write_conversations([tmp_path / "a.jsonl"], tmp_path, RECIPE, TOKENIZER, None)
+        assert (tmp_path / name).read_bytes() == b"weights"
+        (tmp_path / name).unlink()

@@ -11,7 +11,7 @@ import lzma
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 from openmercury.data import decontaminate
 from openmercury.data.config import PromptRecipe
 from openmercury.data.decontaminate import BenchmarkIndex, read_rows
+from openmercury.data.executors import processes
 from openmercury.data.functions import Function, functions
 from openmercury.data.prompts.chats import chats
 from openmercury.data.prompts.code import fim_prompt, function_prompts
@@ -53,17 +54,20 @@ class Pile:
 
 def prepare_prompts(recipe: PromptRecipe, cache: Path, out: Path, eval_data: Path) -> Path:
     """Writes `out`/prompts.jsonl.xz and report.md, and returns the former. Raises DataError on missing sources."""
-    eval_data = decontaminate.eval_folder(eval_data)
+    eval_data = decontaminate.eval_folder(eval_data, "give --eval-data")
     wheels = [fetch_wheel(requirement, cache) for requirement in recipe.packages]
     earlier = [fetch_wheel(requirement, cache) for requirement in recipe.earlier]
     index = BenchmarkIndex.load(eval_data)
     pile = Pile()
-    with ProcessPoolExecutor(recipe.workers) as pool:
+    with processes(recipe.workers) as pool:
         jobs = [pool.submit(partial(read_package, recipe, index), wheel) for wheel in sorted(wheels, key=_size)]
         jobs += [pool.submit(partial(read_releases, recipe, index), *pair) for pair in pairs(earlier, wheels)]
         jobs += [pool.submit(partial(write_tasks, recipe, index), eval_data)]
-        for job in jobs:
-            pile.add(job.result())
+        try:
+            for job in jobs:
+                pile.add(job.result())
+        except BrokenProcessPool:
+            raise DataError("a worker was killed, most often for want of memory: set fewer `workers`") from None
     chosen = choose(pile, recipe)
     out.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(prompt.row(), ensure_ascii=False) + "\n" for prompt in chosen)
