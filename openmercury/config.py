@@ -23,6 +23,7 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 SHOWN_ERRORS = 3
 SHOWN_CHARACTERS = 60
+KIND = "kind"  # says which keys its table has
 
 
 class Frozen(BaseModel):
@@ -35,7 +36,8 @@ def load_config(cls: type[ConfigT], path: Path | None, overrides: Sequence[str] 
     """Fill `cls` from the TOML file at `path` (None: from defaults alone), then apply `a.b=value` overrides in order.
 
     A value is read as TOML (`lr=1e-4`, `sizes=[8, 16]`), and as a plain string where it is no TOML (`out=runs/nano`).
-    Raises ConfigError, one line long, for a missing or unreadable file, an unknown key or a value of the wrong type.
+    Another `kind` than the file's begins its table anew: what stood there belongs to the other. Raises ConfigError, one
+    line long, for a missing or unreadable file, an unknown key or a value of the wrong type.
     """
     tree = {} if path is None else read_toml(path)
     for override in overrides:
@@ -107,6 +109,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if place is None:
             raise ConfigError(f"override {override!r}: {'.'.join(parts[:depth])} has no entry {part!r} to set")
         if depth == len(parts) - 1:
+            if part == KIND and here.get(part, value) != value:
+                here.clear()
             here[place] = value
         else:
             here = here.setdefault(place, {}) if isinstance(here, dict) else here[place]

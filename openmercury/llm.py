@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from openmercury.diffusion.bound import TokenOdds, continuation_nll, token_odds
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
@@ -22,9 +20,10 @@ from openmercury.engine.params import Mode, SamplingParams
 from openmercury.engine.request import FinishReason, Request
 from openmercury.engine.setup import setup
 from openmercury.engine.stats import EngineStats
-from openmercury.errors import CheckpointError, ConfigError, ContextOverflowError, EmptyPromptError, OpenMercuryError
+from openmercury.errors import CheckpointError, ContextOverflowError, EmptyPromptError, OpenMercuryError
 from openmercury.model.config import read_config
 from openmercury.model.costs import FORMATS, pack_as
+from openmercury.model.device import pick_device
 from openmercury.model.weights import Progress, load_model
 from openmercury.text import chat, fim
 from openmercury.text.stream import TextStream
@@ -86,19 +85,6 @@ class Step:
 def default_model() -> Path:
     """`OPENMERCURY_MODEL`, else the shipped folder."""
     return Path(os.environ.get("OPENMERCURY_MODEL") or SHIPPED)
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto": CUDA where there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device {name!r} is unknown: use auto, cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda was asked for but torch sees no GPU: use device=cpu or install a CUDA build")
-    return device
 
 
 class LLM:

@@ -144,6 +144,13 @@ def test_overrides_apply_in_order_and_leave_the_rest(recipe: Path) -> None:
     assert (loaded.optim.lr, loaded.optim.warmup_steps, loaded.name) == (2.0, 5, "nano")
 
 
+def test_another_kind_begins_its_table_anew(recipe: Path) -> None:
+    assert load_config(Recipe, recipe, ["objective.kind=ar"]).objective == Causal()
+    assert load_config(Recipe, recipe, ["objective.kind=ar", "objective.smoothing=1"]).objective == Causal(smoothing=1)
+    assert load_config(Recipe, recipe, ["objective.kind=block_diffusion"]).objective.block_sizes == (16,)  # type: ignore[union-attr]
+    assert "unknown key objective.smoothing" in message(Recipe, recipe, "objective.smoothing=1", "steps=2")
+
+
 def test_override_makes_the_table_it_needs() -> None:
     assert load_config(Needed, None, ["source.path=x"]).source.path == Path("x")
 

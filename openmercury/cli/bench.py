@@ -263,7 +263,7 @@ def _config(model: str | None, random_weights: str | None) -> ModelConfig:
 def _start(report: Report, device: str, dtype: str, config: ModelConfig, most: int) -> EngineConfig:
     """Settings for the device at hand, with room for `most` requests; no prefix cache: every prompt is read."""
     from openmercury.engine.setup import setup
-    from openmercury.llm import pick_device
+    from openmercury.model.device import pick_device
 
     on = pick_device(device)
     chosen = setup(dtype, on.type, config)

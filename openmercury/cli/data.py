@@ -136,9 +136,8 @@ def chats(
     from openmercury.llm import default_model
     from openmercury.text.tokenizer import Tokenizer
 
-    benchmarks = (
-        None if contaminated else BenchmarkIndex.load(eval_folder(eval_data, "give --eval-data (or --contaminated)"))
-    )
+    remedy = "give --eval-data (or --contaminated)"
+    benchmarks = None if contaminated else BenchmarkIndex.load(eval_folder(eval_data, remedy))
     tokenizer = Tokenizer.load(default_model() if model is None else Path(model))
     with waiting(f"reading {len(files)} files"):
         manifest, drops = write_conversations(files, out, ExampleRecipe(max_tokens=max_tokens), tokenizer, benchmarks)

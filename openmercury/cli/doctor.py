@@ -128,8 +128,8 @@ def _gpus() -> Iterator[str]:
 def _choice(device: str, config: ModelConfig | None) -> Facts:
     """Device, number format and the reason for it, by the same functions that load the model; costs measured afresh."""
     from openmercury.engine.setup import setup
-    from openmercury.llm import pick_device
     from openmercury.model.costs import costs_of, measure
+    from openmercury.model.device import pick_device
 
     on = pick_device(device)
     if config is None:

@@ -48,6 +48,7 @@ class Wanted:
     base_url: str | None
     api_key_env: str
     concurrency: int | None
+    cache_tokens: int | None
     workers: int | None
     out: Path | None
     json_out: Path | None
@@ -146,7 +147,7 @@ def _system(wanted: Wanted) -> System:
 
         folder = default_model() if decoding.model is None else Path(decoding.model)
         return Transformers(folder, device=decoding.device, dtype=decoding.dtype, concurrency=wanted.concurrency)
-    llm = generate.load(decoding)
+    llm = generate.load(decoding, **({} if wanted.cache_tokens is None else {"cache_tokens": wanted.cache_tokens}))
     return Ours(llm, settled(llm, decoding.sampling()), concurrency=wanted.concurrency)
 
 

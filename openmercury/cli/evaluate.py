@@ -38,6 +38,7 @@ NEEDS = {
     "limit": GENERATING,
     "style": GENERATING,
     "concurrency": GENERATING,
+    "cache_tokens": ENGINE,
     "out": GENERATING,
     "generate_only": GENERATING,
     "sweep": ENGINE,
@@ -104,6 +105,10 @@ def evaluate(
     ] = None,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Answers under way at once. Default: 32; transformers 1, a server 8.")
+    ] = None,
+    cache_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of KV cache, where a training run needs the GPU, too. Default: what is free."),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Programs judged at once. Default: one a core.")] = None,
     data: Annotated[
@@ -172,6 +177,7 @@ def evaluate(
         base_url=base_url,
         api_key_env=api_key_env,
         concurrency=concurrency,
+        cache_tokens=cache_tokens,
         workers=workers,
         out=out,
         json_out=json_out,

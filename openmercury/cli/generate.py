@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,15 +111,17 @@ def _read_file(path: str) -> bytes:
 # --- who answers -----------------------------------------------------------------------------------------------------
 
 
-def load_llm(model: str | None, device: str, dtype: str, progress: Callable[[int, int], None] | None = None) -> LLM:
+def load_llm(
+    model: str | None, device: str, dtype: str, progress: Callable[[int, int], None], changes: Mapping[str, object]
+) -> LLM:
     """The model that answers; tests put a fake here."""
     from openmercury.llm import LLM
 
-    return LLM(model, device=device, dtype=dtype, progress=progress)
+    return LLM(model, device=device, dtype=dtype, progress=progress, engine_changes=changes)
 
 
-def load(settings: Settings) -> LLM:
-    """Load the model, with a spinner where somebody watches."""
+def load(settings: Settings, **changes: object) -> LLM:
+    """Load the model, with a spinner where somebody watches; `changes` are of the engine's own settings."""
     from openmercury.cli.show import waiting
 
     with waiting("loading the model") as tell:
@@ -128,6 +130,7 @@ def load(settings: Settings) -> LLM:
             settings.device,
             settings.dtype,
             lambda done, total: tell(f"loading the model, {done / total:.0%}"),
+            changes,
         )
 
 

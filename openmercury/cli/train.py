@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openmercury.cli.options import Overrides, RecipeFile, option
+from openmercury.cli.options import Overrides, RecipeFile, option, refuse_unread
 from openmercury.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
+    invocation: typer.Context,
     recipe: RecipeFile,
     overrides: Overrides = None,
     dry_run: Annotated[
@@ -51,6 +52,7 @@ def train(
     from openmercury.config import read_toml
 
     read_toml(recipe)  # what is no TOML is told before torch is imported, which takes seconds
+    refuse_unread(invocation, dict.fromkeys(("gpu", "gpus", "mfu", "shape"), "--dry-run"), {"--dry-run": dry_run})
     if dry_run:
         print(estimate(recipe, list(overrides or ()), gpu, gpus, mfu, shape))
         return
@@ -72,18 +74,18 @@ def estimate(path: Path, overrides: Sequence[str], gpu: str, gpus: int, mfu: flo
 
         plain = config_of(shape).model_copy(update={"diffusion": None})
         recipe = recipe.model_copy(update={"base": None, "architecture": plain})
-    return report(recipe, gpu=gpu, gpus=gpus, mfu=mfu, trained=trained_share(recipe))
+    return report(recipe, gpu=gpu, gpus=gpus, mfu=mfu, trained=_trained(recipe))
 
 
-def trained_share(recipe: Recipe) -> float:
-    """Tokens with a loss ÷ tokens of rows, by the manifests of the data; 1 where it is not made yet."""
+def _trained(recipe: Recipe) -> float:
+    """The share of the tokens with a loss, by the manifests of the data; 1 where it is not made yet."""
     from openmercury.data.shards import read_manifest
+    from openmercury.train.feed import trained_share
 
     try:
-        counts = [read_manifest(source.path).counts for source in recipe.data.sources]
+        return trained_share([read_manifest(source.path) for source in recipe.data.sources])
     except DataError:
         return 1.0
-    return sum(each.trained for each in counts) / max(1, sum(each.tokens for each in counts))
 
 
 def make_probes(recipe: Recipe) -> Sequence[Callable[[Path], Mapping[str, float]]]:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from openmercury.errors import CheckpointError, ConfigError
-from openmercury.llm import LLM, pick_device
+from openmercury.llm import LLM
 from openmercury.model.config import HF_CLASS, read_config, to_hf
 from openmercury.model.costs import FORMATS
+from openmercury.model.device import pick_device
 from openmercury.model.transformer import Transformer
 from openmercury.model.weights import fused_rows, load_model, sources
 from openmercury.text.stream import TextStream

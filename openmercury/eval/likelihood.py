@@ -18,9 +18,10 @@ from torch import Tensor
 
 from openmercury.diffusion.bound import nll_bound, noisy_facts, read_clean
 from openmercury.errors import CheckpointError, ConfigError, DataError
-from openmercury.llm import default_model, pick_device
+from openmercury.llm import default_model
 from openmercury.model.config import read_config
 from openmercury.model.costs import FORMATS, pack_as
+from openmercury.model.device import pick_device
 from openmercury.model.machine import set_threads
 from openmercury.model.transformer import Transformer
 from openmercury.model.weights import Progress, load_model

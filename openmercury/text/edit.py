@@ -222,8 +222,13 @@ def _section(tag: str, inside: str) -> str:
 
 def edit_messages(edit: NextEdit) -> list[dict[str, str]]:
     """The conversation that asks for an edit."""
-    content = render_next_edit(replace(edit, newline="\n"))
+    content = _as_prompted(edit)
     return [{"role": "system", "content": EDIT_SYSTEM}, {"role": "user", "content": content}]
+
+
+def _as_prompted(edit: NextEdit) -> str:
+    """The message as the model reads it, however the client ends lines."""
+    return render_next_edit(replace(edit, newline="\n"))
 
 
 def merge_messages(merge: Merge) -> list[dict[str, str]]:
@@ -259,9 +264,9 @@ def fit(edit: NextEdit, count: Count, budget: int) -> NextEdit:
     Of what the region leaves, changes may take a quarter, the newest first, and snippets a quarter; the rest is for the
     lines nearest to the region. Raises ContextOverflowError where the region alone is too long.
     """
-    if count(render_next_edit(edit)) <= budget:
+    if count(_as_prompted(edit)) <= budget:
         return edit
-    room = budget - count(render_next_edit(replace(edit, above="", below="", snippets=(), history=())))
+    room = budget - count(_as_prompted(replace(edit, above="", below="", snippets=(), history=())))
     if room < 0:
         raise ContextOverflowError(
             f"the code to edit needs {budget - room} tokens and there is room for {budget}: mark fewer lines"

@@ -142,21 +142,16 @@ class CleanAttend:
         self.stored.append((key_BNGE, value_BNGE))
 
 
-class _Spread(torch.autograd.Function):
-    """Rows [T, …] to places `at_T` of a zero [places, …]. Places are distinct, so the way back is a plain choice."""
-
-    @staticmethod
-    def forward(ctx: Any, x_T: Tensor, at_T: Tensor, places: int) -> Tensor:
-        ctx.save_for_backward(at_T)
-        return x_T.new_zeros(places, *x_T.shape[1:]).index_copy_(0, at_T, x_T)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return grads[0].index_select(0, ctx.saved_tensors[0]), None, None
+def _spread(x_T: Tensor, at_T: Tensor, places: int) -> Tensor:
+    """Rows [T, …] to places `at_T` of a zero [places, …]."""
+    return x_T.new_zeros(places, *x_T.shape[1:]).index_copy(0, at_T, x_T)
 
 
 class _Collect(torch.autograd.Function):
-    """The rows at places `at_T`; the twin of `_Spread`."""
+    """The rows at places `at_T`, which are distinct, so the way back is a plain copy, where autograd would add.
+
+    Nothing is written in place: PyTorch 2.11 compiles a function whose result was, and drops its gradient in silence.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, at_T: Tensor) -> Tensor:
@@ -167,7 +162,7 @@ class _Collect(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         at_T = ctx.saved_tensors[0]
-        return grads[0].new_zeros(ctx.places, *grads[0].shape[1:]).index_copy_(0, at_T, grads[0]), None
+        return _spread(grads[0], at_T, ctx.places), None
 
 
 class NoisyAttend:
@@ -204,8 +199,7 @@ class NoisyLayer:
 
     def _spread(self, x_1THE: Tensor) -> Tensor:
         rows, length = self.clean_key.shape[:2]
-        spread = cast(Tensor, _Spread.apply(x_1THE[0], self.at_T, rows * length))  # type: ignore[no-untyped-call]
-        return spread.view(rows, length, *x_1THE.shape[2:])
+        return _spread(x_1THE[0], self.at_T, rows * length).view(rows, length, *x_1THE.shape[2:])
 
     def __call__(self, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor:
         key = torch.cat((self.clean_key, self._spread(key_BNGE)), dim=1)

@@ -115,6 +115,13 @@ def _default(settings: Frozen, name: str) -> object:
     return type(settings).model_fields[name].default
 
 
+def is_taught(objective: AR | MaskedDiffusion | BlockDiffusion | DPO) -> bool:
+    """Does a teacher say what is learnt?"""
+    if not isinstance(objective, BlockDiffusion):
+        return False
+    return bool(objective.kl or objective.align or objective.on_policy.share)
+
+
 def kind(value: Any) -> str:
     """The tag of an `[objective]` table; block diffusion where it names none."""
     found = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
@@ -233,8 +240,10 @@ class Recipe(Frozen):
             raise ValueError("give either base, a checkpoint folder, or architecture, a shape for random weights")
         if self.base is None and self.learn != "full":
             raise ValueError(f'learn = "{self.learn}" needs a base: random weights learn as a whole, learn = "full"')
-        if self.base is None and self.tokenizer is None:
-            raise ValueError("tokenizer is missing: name the checkpoint folder whose tokenizer wrote the shards")
+        if (self.base is None) != (self.tokenizer is not None):
+            raise ValueError("tokenizer goes with architecture: the checkpoint folder whose tokenizer wrote the shards")
+        if self.base is None and is_taught(self.objective):
+            raise ValueError("kl, align and on_policy want a base that knows something: random weights need kl = 0")
         if self.init is not None and self.learn == "full":
             raise ValueError('init is an adapter, and learn = "full" has none: name the folder as base instead')
         if self.mask_id is None and self.objective.kind != "ar":

@@ -36,7 +36,6 @@ from openmercury.train.storage import Reader
 
 QUANTIZATIONS = ("F32", "BF16", "Q8_0", "Q5_0", "Q4_0")
 PLAIN = {"F32": torch.float32, "BF16": torch.bfloat16}  # what safetensors hold
-BLOCK = 32  # values of a row that GGUF quantises together
 INDEX = "model.safetensors.index.json"
 
 
@@ -44,7 +43,8 @@ def export_run(run: Path, out: Path, quantization: str | None = None) -> None:
     """Write the newest state of `run` to `out`, which appears whole or not at all; its average where it kept one.
 
     `quantization` is of the adapter, by default Q8_0, or, where all weights learned, of the weights: BF16, the default,
-    and F32 are written as safetensors under the names of `transformers`, others as GGUF.
+    and F32 are written as safetensors under the names of `transformers`, others as GGUF. Rows that are no multiple of
+    32 values (those of B, where the rank is none) stay in F32: Q8_0 and its like hold 32 at a time.
     """
     if quantization is not None and quantization not in QUANTIZATIONS:
         raise ConfigError(f"quantization {quantization!r} is unknown: use one of {', '.join(QUANTIZATIONS)}")
@@ -125,15 +125,22 @@ def _whole_model(recipe: Recipe, tensors: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def save_adapter(tensors: Mapping[str, Tensor], path: Path, quantization: str, architecture: str) -> None:
-    """Write the adapter as GGUF; matrices in `quantization`, the mask vector in F32."""
+    """Write the adapter as GGUF."""
     kind = gguf.GGMLQuantizationType[quantization]
-    found: dict[str, tuple[np.ndarray, gguf.GGMLQuantizationType | None]] = {}
-    for name, tensor in tensors.items():
-        if not name.startswith("adapter."):
-            continue
-        array = tensor.detach().float().cpu().numpy()
-        found[name.removeprefix("adapter.")] = (gguf.quantize(array, kind), kind) if array.ndim > 1 else (array, None)
+    found = {
+        name.removeprefix("adapter."): _quantized(tensor, kind)
+        for name, tensor in tensors.items()
+        if name.startswith("adapter.")
+    }
     save_gguf(path, found, architecture)
+
+
+def _quantized(tensor: Tensor, kind: gguf.GGMLQuantizationType) -> tuple[np.ndarray, gguf.GGMLQuantizationType | None]:
+    """Vectors, and matrices whose rows are no whole number of blocks, stay in F32."""
+    array = tensor.detach().float().cpu().numpy()
+    size, _ = gguf.GGML_QUANT_SIZES[kind]
+    fits = array.ndim > 1 and array.shape[-1] % size == 0
+    return (gguf.quantize(array, kind), kind) if fits else (array, None)
 
 
 def save_weights(weights: Mapping[str, Tensor], config: ModelConfig, out: Path, quantization: str) -> None:
@@ -172,13 +179,11 @@ def _save_safetensors(weights: Mapping[str, Tensor], config: ModelConfig, out: P
 
 
 def _save_gguf(weights: Mapping[str, Tensor], config: ModelConfig, out: Path, quantization: str) -> None:
-    """Vectors, and matrices whose rows are no whole number of blocks, stay in F32."""
     kind = gguf.GGMLQuantizationType[quantization]
 
     def blocks() -> Iterator[tuple[str, Any, np.ndarray]]:
         for name, part in _named(weights, config, "gguf"):
-            array = part.detach().float().cpu().numpy()
-            blocks_fit = array.ndim > 1 and array.shape[-1] % BLOCK == 0
-            yield (name, kind, gguf.quantize(array, kind)) if blocks_fit else (name, None, array)
+            array, stored = _quantized(part, kind)
+            yield name, stored, array
 
     write_shards(out, blocks(), config.architecture)

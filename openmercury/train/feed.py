@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openmercury.data.loader import Batch, Loader
-from openmercury.data.shards import check_fit, fingerprint
+from openmercury.data.shards import Manifest, check_fit, fingerprint
 from openmercury.errors import ConfigError
 from openmercury.train.config import Recipe
 
@@ -41,12 +41,17 @@ def open_loader(recipe: Recipe, batch: int, state: Mapping[str, Any] | None) -> 
     return loader
 
 
+def trained_share(manifests: Sequence[Manifest]) -> float:
+    """Tokens with a loss ÷ tokens of rows."""
+    counts = [manifest.counts for manifest in manifests]
+    return sum(each.trained for each in counts) / max(1, sum(each.tokens for each in counts))
+
+
 def describe(loader: Loader, recipe: Recipe) -> str:
     """How much there is to train on."""
-    counts = [manifest.counts for manifest in loader.manifests]
-    tokens, trained = sum(each.tokens for each in counts), sum(each.trained for each in counts)
+    tokens = sum(manifest.counts.tokens for manifest in loader.manifests)
     paths = ", ".join(str(source.path) for source in recipe.data.sources)
-    told = f"{tokens / 1e6:.2f} M tokens from {paths}, {trained / max(1, tokens):.0%} trained on"
+    told = f"{tokens / 1e6:.2f} M tokens from {paths}, {trained_share(loader.manifests):.0%} trained on"
     return f"{told}, {loader.cut:.1%} cut off by rows of {recipe.data.row_length}" if loader.cut else told
 
 

@@ -5,11 +5,12 @@ weights, each where it is wanted. What activation checkpointing computes twice i
 not of the hardware. Norms, rotation and softmax are left out, as usual (arXiv 2204.02311, appendix B).
 
 P = weights of all layers' matrices, A = those of the adapter, V·D the head; of the positions a share s passes the noisy
-half and a share m has a loss. With c copies of the noisy half (complementary masks: 2; DPO: its samples):
+half and a share m has a loss. With c copies of the noisy half (complementary masks: 2, which share m; DPO: its samples,
+each of m):
 
     clean half      2P, and as much again for the gradient of its input and for that of its weights, where they learn
     noisy half      c s (2P + 2P + 6A), and 2P more where the weights learn
-    head            c m (student and the gradient of its input 4 V·D, teacher 2 V·D, gradient of the head 2 V·D)
+    head            m (student and the gradient of its input 4 V·D, teacher 2 V·D, gradient of the head 2 V·D)
     attention       like the products around it, over half a row of keys; backward is twice its forward
 """
 
@@ -76,7 +77,7 @@ def training_flops(recipe: Recipe, config: ModelConfig, trained: float) -> float
     share = getattr(objective, "noisy_share", 1.0)
     copies = getattr(objective, "samples", 2 if getattr(objective, "complementary", False) else 1)
     taught = objective.kind == "block_diffusion" and objective.kl > 0
-    loss = copies * trained * head * (2 + taught + base_learns)
+    loss = trained * head * (2 + taught + base_learns)
     if objective.kind == "dpo":  # the reference reads both halves
-        return clean + read + copies * (learnt + read + update) + loss + copies * trained * head
+        return clean + read + copies * (learnt + read + update + loss + trained * head)
     return clean + (read if taught and base_learns else 0.0) + copies * share * learnt + loss

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from openmercury.diffusion.loss import HEAD_ROWS
 from openmercury.errors import ConfigError
 from openmercury.model.config import ModelConfig
-from openmercury.train.config import Recipe
+from openmercury.train.config import Recipe, is_taught
 from openmercury.train.flops import (
     PEAK,
     adapter_weights,
@@ -83,6 +83,14 @@ def slice_bytes(recipe: Recipe, width: int, wide: int) -> int:
     return (2 + taught) * width if recipe.compile else (1 + taught) * width + (6 + 2 * taught) * wide
 
 
+def _copied(recipe: Recipe, learning: int, frozen: int, adapter: int) -> int:
+    """Weights that an objective keeps as the run found them: DPO's reference, the teacher of a base that learns."""
+    base_learns = recipe.learn != "adapter"
+    if recipe.objective.kind == "dpo":
+        return learning + frozen if base_learns else learning
+    return learning + frozen - adapter if base_learns and is_taught(recipe.objective) else 0
+
+
 def estimate(recipe: Recipe, *, processes: int = 1, compute: int | None = None, trained: float = 1.0) -> Estimate:
     """Of one process among `processes`; `compute` is the bytes of an activation, `trained` the share with a loss."""
     config = model_config(recipe)
@@ -93,7 +101,8 @@ def estimate(recipe: Recipe, *, processes: int = 1, compute: int | None = None, 
     adapter = adapter_weights(config) + config.d_model if recipe.adapted else 0
     parts = processes if sharded else 1
     own = adapter + (learning - adapter) / parts
-    rows = recipe.data.forward_rows or max(1, recipe.data.rows // processes)
+    each = max(1, recipe.data.rows // processes)
+    rows = min(each, recipe.data.forward_rows or each)
     tokens = rows * recipe.data.row_length
     facts = config.diffusion
     rank = 0 if facts is None or facts.adapter is None else facts.adapter.rank
@@ -106,6 +115,7 @@ def estimate(recipe: Recipe, *, processes: int = 1, compute: int | None = None, 
     layer = layer_elements(config, rank) * kept * width
     inputs = config.n_layers * config.d_model * kept * width
     activations = clean + (inputs + layer if recipe.checkpointing else config.n_layers * layer)
+    copied = _copied(recipe, learning, frozen, adapter)
     gathered = 2 * width * (body_weights(config) / config.n_layers) if sharded else 0.0  # this layer, and the next one
     logits = HEAD_ROWS * config.vocab_size * slice_bytes(recipe, width, wide)
     if recipe.learn != "adapter":
@@ -113,7 +123,7 @@ def estimate(recipe: Recipe, *, processes: int = 1, compute: int | None = None, 
     return Estimate(
         learning=learning,
         frozen=frozen,
-        weights=own * wide + frozen / parts * width + gathered,
+        weights=own * wide + (frozen / parts + copied) * width + gathered,
         gradients=own * wide,
         optimizer=2 * own * wide,
         average=own * wide if recipe.ema else 0.0,

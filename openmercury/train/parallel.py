@@ -25,12 +25,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from openmercury.errors import ConfigError
+from openmercury.model.device import pick_device
 from openmercury.model.transformer import Transformer
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,18 +18,19 @@ from torch import Tensor
 from openmercury.config import load_config
 from openmercury.data.loader import Batch
 from openmercury.errors import ConfigError, TrainingError
+from openmercury.model.device import pick_device
 from openmercury.model.transformer import Transformer
 from openmercury.train.build import build_model, learning, pick_dtype, wrap_layers
 from openmercury.train.checkpoint import Checkpointer, find_state, read_counters, read_state
 from openmercury.train.config import Recipe
 from openmercury.train.ema import Ema
-from openmercury.train.feed import Feed, describe
+from openmercury.train.feed import Feed, describe, trained_share
 from openmercury.train.flops import peak_flops, training_flops
 from openmercury.train.hooks import Evaluation, Probe
 from openmercury.train.metrics import Tracker, open_trackers
 from openmercury.train.objectives import Loss, build_objective
 from openmercury.train.optim import Optimizer, learning_rate
-from openmercury.train.parallel import World, pick_device, shard
+from openmercury.train.parallel import World, shard
 
 
 class Trainer:
@@ -50,6 +53,7 @@ class Trainer:
         self.sharded = self.world.size > 1 and (recipe.learn != "adapter" if recipe.shard is None else recipe.shard)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.deadline, self.over = math.inf, False  # rank 0's clock decides; every rank learns it in `_check`
+        self.interrupted = False
         self._build()
         self.checkpointer = Checkpointer(recipe.out, self.world, recipe.keep)
         self.feed = Feed(recipe, self.device, self._resume())
@@ -152,7 +156,7 @@ class Trainer:
         """Wait for the device; raises TrainingError where a loss or gradient since the last check was not finite."""
         if not self._unchecked:
             return
-        late = torch.tensor(float(time.monotonic() > self.deadline), device=self.device)
+        late = torch.tensor(float(self.interrupted or time.monotonic() > self.deadline), device=self.device)
         if self.world.size > 1:
             self.world.broadcast([late])
         found = torch.stack([torch.stack((norm, total.to(norm.dtype))) for _, _, norm, total in self._unchecked])
@@ -174,21 +178,38 @@ class Trainer:
         )
 
     def run(self) -> None:
-        """Train until the recipe's steps or minutes are over; saves at the end and every `save_every` steps."""
+        """Train until the recipe's steps or minutes are over; saves at the end and every `save_every` steps.
+
+        The first Ctrl-C ends the session as its minutes do, for within a step no state is exact; a second one at once.
+        """
         if self.world.main:
             self._begin()
+        restore = self._catch_interrupt()
         try:
             self._loop()
             self.save()
-        except KeyboardInterrupt:
-            if self.world.size == 1:
-                self.save()
-            raise
+            if self.interrupted:
+                raise KeyboardInterrupt
         finally:
+            restore()
             self.checkpointer.wait()
             for tracker in self.trackers:
                 tracker.close()
         self.world.barrier()  # no rank leaves before the run is saved
+
+    def _catch_interrupt(self) -> Callable[[], object]:
+        """Let Ctrl-C end the session behind a step; returns what undoes this."""
+        if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+            return lambda: None
+        before = signal.getsignal(signal.SIGINT)
+
+        def handle(number: int, frame: object) -> None:
+            self.interrupted = True
+            self.console.print("saving after this step; Ctrl-C once more ends at once")
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        signal.signal(signal.SIGINT, handle)
+        return lambda: signal.signal(signal.SIGINT, before)
 
     def _begin(self) -> None:
         out = self.recipe.out
@@ -244,7 +265,10 @@ class Trainer:
         peak = peak_flops(self.device)
         if peak is None:
             return {}
-        trained = float(sum(_asked(loss) for loss in window)) * self.world.size / tokens
+        if self.recipe.objective.kind == "dpo":  # its weight counts pairs
+            trained = trained_share(self.feed.loader.manifests)
+        else:
+            trained = float(sum(_asked(loss) for loss in window)) * self.world.size / tokens
         flops = training_flops(self.recipe, self.model.config, trained)
         return {"mfu": round(flops * rate / peak / self.world.size, 4)}
 

@@ -92,6 +92,20 @@ def test_how_is_that_of_the_last_session_that_asked(llm: BatchLLM) -> None:
         assert json.loads(Path("out/run.json").read_text()) == told()["run"]
 
 
+def test_the_cache_is_as_large_as_asked(monkeypatch: pytest.MonkeyPatch, llm: BatchLLM) -> None:
+    seen: list[object] = []
+
+    def load(*given: object) -> BatchLLM:
+        seen.append(given[-1])
+        return llm
+
+    monkeypatch.setattr(generate, "load_llm", load)
+    assert run("sums", "--generate-only", "--cache-tokens", "640") == 0
+    assert run("sums", "--generate-only") == 0
+    assert seen == [{"cache_tokens": 640}, {}]
+    assert run("sums", "--cache-tokens", "640", "--transformers") == 2
+
+
 def test_tasks_of_the_same_prompts_share_answers(usable: None, llm: BatchLLM) -> None:
     assert run("adding", "--mode", "ar", "--out", "out") == 0
     assert len(llm.params) == 6

@@ -59,5 +59,7 @@ def test_dry_run(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "where 88% of all have a loss" in out
     assert "on 2 × A100 at an MFU of 40%" in out
     assert not (recipe.parent / "run").exists()
+    assert main.main(["train", str(recipe), "--gpus", "2"]) == 2
+    assert "--gpus goes with --dry-run: drop it" in capsys.readouterr().err
     assert main.main(["train", str(recipe), "--dry-run", "--shape", "none"]) == 1
     assert "there is no shape 'none': use one of qwen2.5-1.5b" in capsys.readouterr().err

@@ -224,11 +224,31 @@ def test_tensorboard_reads_what_was_told(tmp_path: Path) -> None:
         ({"base": None}, "give either base"),
         ({"learn": "full", "init": "somewhere"}, "init is an adapter"),
         ({"mask_id": None}, "mask_id is missing"),
+        ({"tokenizer": "somewhere"}, "tokenizer goes with architecture"),
+        (
+            {"base": None, "tokenizer": "x", "learn": "full", "architecture": tiny.config()},
+            "random weights need kl",
+        ),
     ],
 )
 def test_recipes_that_contradict_themselves(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         make_run(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mask_id": 64}, "mask_id 64 lies outside the vocabulary of 64"),
+        ({"data": Data(path=Path("x"), row_length=257)}, "row_length = 257 is beyond the 256 positions"),
+        ({"context": {"factor": 2, "length": 256}}, "must lie above the model's 256 positions"),
+        ({"context": {"factor": 2, "length": 513}}, "no further than context.factor = 2 times"),
+        ({"device": "gpu"}, "device 'gpu' is unknown"),
+    ],
+)
+def test_recipes_that_do_not_fit_their_base(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Trainer(make_run(tmp_path, **changes))
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from openmercury.model.convert import save_hf
 from openmercury.model.weights import load_model
 from openmercury.train.config import BlockDiffusion, Data, Optim, Recipe
 from openmercury.train.export import export_run, read_run
+from openmercury.train.optim import Optimizer
 from openmercury.train.trainer import Trainer
 from tests import tiny
 
@@ -63,6 +65,27 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
         assert torch.equal(parameter, resumed[name]), name
 
 
+def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of the third step, the weights changed and the step not counted."""
+    Trainer(make_run(tmp_path, out=tmp_path / "whole")).run()
+    cut, update = Trainer(make_run(tmp_path)), Optimizer.step
+
+    def interrupted(optimizer: Optimizer, rate: float, scale: torch.Tensor, broken: torch.Tensor) -> None:
+        update(optimizer, rate, scale, broken)
+        if cut.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Optimizer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cut.run()
+    assert cut.step == 3
+    monkeypatch.setattr(Optimizer, "step", update)
+    Trainer(make_run(tmp_path)).run()
+    (_, whole), (_, resumed) = (read_run(tmp_path / name) for name in ("whole", "run"))
+    for name, parameter in whole.items():
+        assert torch.equal(parameter, resumed[name]), name
+
+
 def test_training_learns_and_leaves_the_base_alone(tmp_path: Path) -> None:
     recipe = make_run(tmp_path, steps=60, objective=BlockDiffusion(ce=1.0, kl=0.0, block_sizes=(4, 8)))
     trainer = Trainer(recipe)
@@ -87,6 +110,19 @@ def test_export(tmp_path: Path) -> None:
     assert model.adapter is not None
     for name, parameter in adapter_of(trainer).named_parameters():
         assert torch.equal(parameter, model.adapter.get_parameter(name)), name
+
+
+def test_rows_that_no_block_of_values_fits_stay_as_they_are(tmp_path: Path) -> None:
+    """Q8_0 holds 32 values of a row at a time: A [4, 32] is rounded, B [.., 4] is not."""
+    trainer = Trainer(make_run(tmp_path, steps=2))
+    trainer.run()
+    export_run(trainer.recipe.out, tmp_path / "out", "Q8_0")
+    adapter = load_model(tmp_path / "out", dtype=torch.float32).adapter
+    assert adapter is not None
+    for name, parameter in adapter_of(trainer).named_parameters():
+        found = adapter.get_parameter(name)
+        assert torch.equal(parameter, found) == (not name.endswith(".a") or parameter.shape[1] % 32 > 0), name
+        torch.testing.assert_close(parameter, found, rtol=0, atol=float(parameter.detach().abs().max()) / 127)
 
 
 def test_state_of_another_rank_is_refused(tmp_path: Path) -> None:

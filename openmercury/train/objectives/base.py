@@ -30,7 +30,7 @@ class Loss(NamedTuple):
 class Objective(Protocol):
     """Loss of `rows` of a batch. Noise is drawn for the whole batch, so a row's is the same on whichever rank.
 
-    `progress` = step / steps, in [0, 1), is what curricula follow.
+    `progress` = step / steps is what curricula follow; 1 when measuring.
     """
 
     def __call__(

@@ -8,7 +8,7 @@ from openmercury.diffusion.loss import slice_loss
 from openmercury.errors import ConfigError
 from openmercury.model.config import AdapterFacts, DiffusionFacts
 from openmercury.model.transformer import Transformer
-from openmercury.train.config import AR, BlockDiffusion, MaskedDiffusion, ObjectiveConfig
+from openmercury.train.config import AR, BlockDiffusion, MaskedDiffusion, ObjectiveConfig, is_taught
 from openmercury.train.objectives.ar import ARObjective
 from openmercury.train.objectives.base import Objective, base_learns, frozen_base, frozen_policy
 from openmercury.train.objectives.block import BlockDiffusionObjective
@@ -45,8 +45,8 @@ def build_objective(config: ObjectiveConfig, model: Transformer, *, compile: boo
     if isinstance(config, BlockDiffusion):
         if config.ar and not learns:
             raise ConfigError('objective.ar trains the base, which is frozen: write learn = "full", or leave it out')
-        needs = learns and (config.kl or config.align or config.on_policy.share)
-        return BlockDiffusionObjective(config, learns, frozen_base(model) if needs else None, slice_fn)
+        teacher = frozen_base(model) if learns and is_taught(config) else None
+        return BlockDiffusionObjective(config, learns, teacher, slice_fn)
     if not learns and isinstance(config, AR):
         raise ConfigError('objective ar trains the base, which is frozen: write learn = "full"')
     if isinstance(config, AR):
