@@ -161,7 +161,10 @@ def _scrub(document: Document) -> Document:
 
 
 def _decontaminate(screen: Screen, document: Document) -> Document | Drop:
-    hit = screen.find(document.text, document.language)
+    try:
+        hit = screen.find(document.text, document.language)
+    except RecursionError:  # of a syntax tree, as of a thousand elif
+        return Drop("nested too deeply to compare")
     return document if hit is None else Drop(": ".join(hit))
 
 

@@ -17,9 +17,13 @@ from typing import Any
 import pytest
 
 from openmercury.config import load_config
-from openmercury.data import executors, pipeline, report
+from openmercury.data import executors, pipeline, report, stages
 from openmercury.data.config import PrepareRecipe
+from openmercury.data.decontaminate import BenchmarkIndex, Item
+from openmercury.data.document import Document
+from openmercury.data.screen import Screen
 from openmercury.data.shards import read_manifest, read_shards
+from openmercury.data.sources import Drop
 from openmercury.errors import DataError
 from openmercury.llm import default_model
 from openmercury.text.tokenizer import Tokenizer
@@ -215,6 +219,13 @@ def test_two_runs_do_not_write_the_same_folder(tmp_path: Path) -> None:
     given = recipe(tree(tmp_path), "out")
     with pipeline._alone(given.out / ".work"), pytest.raises(DataError, match="another run is at work"):
         pipeline.prepare(given)
+
+
+def test_code_nested_deeply_is_a_drop() -> None:
+    screen = Screen(BenchmarkIndex.of([Item("set", "g", "def g(x):\n    return x\n", "g", "the same")]))
+    text = "def f(a):\n    if a == 0:\n        pass\n" + "    elif a == 1:\n        pass\n" * 900
+    document = Document("a", text, "python", "MIT", "a.py")
+    assert stages._decontaminate(screen, document) == Drop("nested too deeply to compare")
 
 
 def command(folder: Path, out: str, workers: int) -> list[str]:
