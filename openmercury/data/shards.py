@@ -271,6 +271,8 @@ def read_shard(path: Path, sha256: str | None = None) -> Examples:
         found = Examples(*(arrays[name] for name in Examples._fields))
     except (OSError, SafetensorError, KeyError) as error:
         raise _broken(path, error) from None
+    if [array.dtype for array in found] != [np.int32, np.bool_, np.int32, np.uint8] or (found.length < 1).any():
+        raise _broken(path, "its parts are of another form")
     tokens = int(found.length.sum(dtype=np.int64))
     if not len(found.ids) == len(found.loss) == tokens or len(found.length) != len(found.kind):
         raise _broken(path, "its parts differ in length")

@@ -98,3 +98,17 @@ def test_a_folder_of_weights_is_left_alone(tmp_path: Path) -> None:
             write_conversations([tmp_path / "a.jsonl"], tmp_path, RECIPE, TOKENIZER, None)
         assert (tmp_path / name).read_bytes() == b"weights"
         (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{"content": "Yes."}, {"role": ["assistant"], "content": "Yes."}, {"role": "assistant", "content": 1},
+     {"role": "assistant", "content": None, "tool_calls": 1},
+     {"role": "assistant", "content": "Yes.", "tool_calls": [1]}],
+)  # fmt: skip
+def test_malformed_answers_are_counted(tmp_path: Path, answer: dict[str, object]) -> None:
+    again = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    bad = json.dumps({"messages": [again[0], answer, *again]})
+    (tmp_path / "a.jsonl").write_text(bad + "\n" + row("?", "Yes.") + "\n")
+    _, drops = write_conversations([tmp_path / "a.jsonl"], tmp_path / "out", RECIPE, TOKENIZER, None)
+    assert +drops == {"malformed": 1}
