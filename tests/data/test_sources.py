@@ -304,3 +304,9 @@ def test_a_missing_package_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(DataError, match=rf"pip install 'openmercury\[{extra}\]'"):
         items(source)
+
+
+def test_a_name_that_no_data_set_has() -> None:
+    pytest.importorskip("huggingface_hub")
+    with pytest.raises(DataError, match="check its name"):
+        items({"kind": "hub", "repo": "a name!!"})

@@ -65,12 +65,12 @@ def _open(source: HubSource, revision: str, name: str) -> Any:
 def _hub() -> tuple[Any, tuple[type[Exception], ...]]:
     try:
         import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ModuleNotFoundError:
         raise DataError(NO_HUB) from None
     import httpx
 
-    return huggingface_hub, (HfHubHTTPError, httpx.HTTPError, ConnectionError)
+    return huggingface_hub, (HfHubHTTPError, HFValidationError, httpx.HTTPError, ConnectionError)
 
 
 def _first_line(error: Exception) -> str:
