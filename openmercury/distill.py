@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import lzma
 import os
 import sys
 import time
@@ -26,7 +25,9 @@ from pydantic import Field, model_validator
 from rich.console import Console
 
 from openmercury.config import Frozen, load_config
-from openmercury.data.shards import Example, Kind, write_manifest, write_shard, write_whole
+from openmercury.data.shards import Example, Kind, check_out, write_manifest, write_shard, write_whole
+from openmercury.data.sources.base import Drop
+from openmercury.data.sources.tables import UNPACKING, json_lines, open_packed
 from openmercury.data.tally import Tally
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.params import SamplingParams
@@ -36,6 +37,7 @@ from openmercury.text import chat, edit, fim
 
 Judge: TypeAlias = Callable[[str, Mapping[str, str]], bool]  # (answer, the row's check) → is it right?
 KINDS: dict[str, Kind] = {"fim": "fim", "edit": "edit", "next_edit": "edit", "apply": "apply"}  # of shards; else chat
+LONGEST = 16_000_000  # bytes of a row of prompts
 GOLDEN = 0.618034  # multiples of it spread evenly over (0, 1)
 # How long a thread may keep the interpreter while others want it, in seconds. Rendering aside slowed a loop of 60
 # launches and a wait of 20 ms by 65 % with Python's own 5 ms, by 11 % with this.
@@ -115,13 +117,27 @@ class Answer(NamedTuple):
 
 
 def read_prompts(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a prompt file; raises DataError when it is missing or cut."""
+    """Rows of a prompt file; raises DataError when it is missing or cut, or a row is no prompt."""
     try:
-        with lzma.open(path, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                yield json.loads(line)
-    except (OSError, EOFError, lzma.LZMAError, json.JSONDecodeError) as error:
+        with path.open("rb") as file:
+            for number, (_, row) in enumerate(json_lines(open_packed(file, path.name), LONGEST), 1):
+                if isinstance(row, Drop) or not _is_prompt(row):
+                    why = row.reason if isinstance(row, Drop) else "its kind, what it asks or its check is missing"
+                    raise DataError(f"row {number} of {path} is no prompt ({why}): see `openmercury data prompts`")
+                yield row
+    except UNPACKING as error:
         raise DataError(f"{path} cannot be read ({error}): make it again with `openmercury data prompts`") from None
+
+
+def _is_prompt(row: Mapping[str, Any]) -> bool:
+    """Whether there is what `render` and a judge look for."""
+    kind, check = row.get("kind"), row.get("check", {"before": "", "name": "", "after": ""})
+    if not isinstance(kind, str) or not isinstance(check, dict) or not {"before", "name", "after"} <= check.keys():
+        return False
+    wanted = {"fim": ("prefix", "suffix"), "next_edit": ("message",)}.get(kind, ())
+    if kind == "apply" and "message" in row:
+        wanted = ("message",)
+    return all(isinstance(row.get(name), str) for name in wanted) if wanted else isinstance(row.get("messages"), list)
 
 
 def render(llm: LLM, row: Mapping[str, Any]) -> tuple[list[int], tuple[str, ...], tuple[int, ...] | None]:
@@ -327,6 +343,7 @@ def _claim(recipe: DistillRecipe) -> None:
     """Remember in `out` what its answers are to; raises DataError where they are to something else."""
     facts = recipe.model_dump(mode="json", exclude=set(FREE)) | {"prompts": _digest(recipe.prompts)}
     path = recipe.out / "recipe.json"
+    check_out(recipe.out, "answers-*.safetensors")
     with _alone(recipe.out):
         if not path.exists():
             write_whole(path, json.dumps(facts, indent=1).encode())

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from openmercury import distill
 from openmercury.config import explain
-from openmercury.data.prompt import Check, Prompt
+from openmercury.data.prompts.prompt import Check, Prompt
 from openmercury.data.shards import read_manifest, read_shards
 from openmercury.distill import Answer, Ask, DistillRecipe, asks, circles, render, verdict
 from openmercury.engine.params import SamplingParams
@@ -174,3 +174,22 @@ def test_what_does_not_go_together(wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError) as error:
         DistillRecipe(model=Path("m"), prompts=Path("p"), out=Path("o"), **wrong)
     assert told in explain(error.value, DistillRecipe)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", "{}", '{"kind": "chat"}', '{"kind": "fim", "prefix": "a"}', '{"kind": "next_edit", "messages": []}',
+     '{"kind": "chat", "messages": [], "check": {"name": "f"}}'],
+)  # fmt: skip
+def test_what_is_no_prompt_is_told_by_its_row(recipe: DistillRecipe, tmp_path: Path, line: str) -> None:
+    path = tmp_path / "own.jsonl"  # files of one's own need not be packed
+    path.write_text(json.dumps(PROMPTS[0].row()) + "\n" + line + "\n")
+    with pytest.raises(DataError, match=r"row 2 of .*own.jsonl is no prompt"):
+        list(distill.read_prompts(path))
+
+
+def test_a_folder_of_weights_is_left_alone(recipe: DistillRecipe) -> None:
+    recipe.out.mkdir()
+    (recipe.out / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(DataError, match="name another folder"):
+        run(recipe)

@@ -1,4 +1,4 @@
-"""The options that `generate`, `chat` and `fill` share, declared once as a dataclass.
+"""The options that commands share; those of `generate`, `chat` and `fill` are declared once as a dataclass.
 
 `takes_settings` spreads its fields over a command's signature, where typer finds them. Ranges are checked by
 `SamplingParams` alone; this file turns its complaints into the user's words.
@@ -12,6 +12,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
@@ -27,6 +28,11 @@ MODEL, DECODING, SHOWN = "Model", "Decoding", "Output"
 # As in SamplingParams, whose import would cost the help page pydantic.
 ModeName = Literal["diffusion", "verified", "ar", "auto"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float64", "int8", "fp8"]
+# What commands that follow a recipe take.
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML recipe.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Instead of the recipe's: seed=1.")
+]
 
 
 def option(help: str, *names: str, panel: str | None = None, metavar: str | None = None) -> Any:

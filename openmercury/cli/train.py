@@ -1,42 +1,33 @@
-"""`train` and the data commands before it: prompts, answers to them, a look at a shard.
+"""`train`: the run, the estimate of `--dry-run`, and the benchmark that is answered during a run.
 
-The work is done by `train`, `data` and `distill`; an interrupted run goes on where it stopped when started again.
+Training knows neither the engine nor evaluation. It hands an exported folder to a probe that is made here, and decodes
+nothing itself.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openmercury.cli.options import option, refuse_unread
-from openmercury.cli.prepare import prepare
-from openmercury.cli.rows import chats, show
+from openmercury.cli.options import Overrides, RecipeFile, option, refuse_unread
+from openmercury.errors import DataError
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML recipe.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Instead of the recipe's: optim.lr=1e-4."),
-]
+if TYPE_CHECKING:
+    from openmercury.train.config import Recipe
 
-CHECK_SECONDS = 5.0  # an answer that is executed may take
-
-data = typer.Typer(help="Make and look at training data.")
+# Of the engine that answers beside a trainer: few texts at once, for the memory is the trainer's.
+ENGINE = {"cache_tokens": 2**16, "max_requests": 32, "graphs": False}
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
+    """Add the command."""
     app.command(name="train")(train)
-    data.command(name="prepare")(prepare)
-    data.command(name="prompts")(prompts)
-    data.command(name="generate")(generate)
-    data.command(name="chats")(chats)
-    data.command(name="show")(show)
-    app.add_typer(data, name="data")
 
 
 def train(
@@ -57,66 +48,81 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node N -m openmercury train RECIPE
     """
-    from openmercury.cli import training
     from openmercury.cli.show import waiting
+    from openmercury.config import read_toml
 
-    _read(recipe)
+    read_toml(recipe)  # what is no TOML is told before torch is imported, which takes seconds
     refuse_unread(invocation, dict.fromkeys(("gpu", "gpus", "mfu", "shape"), "--dry-run"), {"--dry-run": dry_run})
     if dry_run:
-        print(training.dry_run(recipe, list(overrides or ()), gpu, gpus, mfu, shape))
+        print(estimate(recipe, list(overrides or ()), gpu, gpus, mfu, shape))
         return
     with waiting("starting") if os.environ.get("RANK", "0") == "0" else nullcontext():  # one spinner, not N
         from openmercury.train.trainer import run_recipe
 
-    run_recipe(recipe, list(overrides or ()), training.make_probes)
+    run_recipe(recipe, list(overrides or ()), make_probes)
 
 
-def prompts(
-    recipe: RecipeFile,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for prompts and report.")],
-    cache: Annotated[Path, option("Folder that keeps the packages fetched.", metavar="FOLDER")],
-    eval_data: Annotated[Path, option("Folder of the benchmarks to keep out.", metavar="FOLDER")],
-) -> None:
-    """Write prompts from packages and exercises, none of them near a benchmark's."""
-    from openmercury.cli.show import waiting
+def estimate(path: Path, overrides: Sequence[str], gpu: str, gpus: int, mfu: float, shape: str | None = None) -> str:
+    """What a recipe resolves to and will need; `shape` names a base that is not on this machine."""
     from openmercury.config import load_config
-    from openmercury.data.config import PromptRecipe
+    from openmercury.train.config import Recipe
+    from openmercury.train.memory import report
 
-    settings = load_config(PromptRecipe, recipe)
-    with waiting(f"writing prompts from {len(settings.packages)} packages"):
-        from openmercury.data.prompt_set import prepare_prompts
+    recipe = load_config(Recipe, path, overrides)
+    if shape is not None:
+        from openmercury.model.shapes import config_of
 
-        print(prepare_prompts(settings, cache, out, eval_data))
-
-
-def generate(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Let a checkpoint answer prompts; the answers are training examples."""
-    from openmercury.cli.show import waiting
-
-    _read(recipe)
-    with waiting("starting"):
-        from openmercury.distill import run_recipe
-
-    run_recipe(recipe, list(overrides or ()), _judge)
+        plain = config_of(shape).model_copy(update={"diffusion": None})
+        recipe = recipe.model_copy(update={"base": None, "architecture": plain})
+    return report(recipe, gpu=gpu, gpus=gpus, mfu=mfu, trained=_trained(recipe))
 
 
-def _judge() -> Callable[[str, Mapping[str, str]], bool]:
-    """Executes answers in the sandbox; raises SandboxError where there is none."""
-    from openmercury.eval import sandbox
-    from openmercury.eval.tasks.base import Program
-    from openmercury.eval.tasks.extract import extract
+def _trained(recipe: Recipe) -> float:
+    """The share of the tokens with a loss, by the manifests of the data; 1 where it is not made yet."""
+    from openmercury.data.shards import read_manifest
+    from openmercury.train.feed import trained_share
 
-    sandbox.usable_backend()
-
-    def right(answer: str, check: Mapping[str, str]) -> bool:
-        parts = (check["before"], extract(answer, check["name"]), check["after"])
-        return sandbox.run(Program("\n".join(parts), timeout=CHECK_SECONDS)).passed
-
-    return right
+    try:
+        return trained_share([read_manifest(source.path) for source in recipe.data.sources])
+    except DataError:
+        return 1.0
 
 
-def _read(recipe: Path) -> None:
-    """Fail on a recipe that is no TOML before torch is imported, which takes seconds."""
-    from openmercury.config import read_toml
+def make_probes(recipe: Recipe) -> Sequence[Callable[[Path], Mapping[str, float]]]:
+    """What measures the recipe's task: pass@1 and tokens per forward. Raises now for what would fail later."""
+    if recipe.eval is None or recipe.eval.task is None:
+        return ()
+    from openmercury.eval.runner import job
+    from openmercury.eval.sandbox import usable_backend
+    from openmercury.eval.tasks import find
 
-    read_toml(recipe)
+    usable_backend()
+    (task,) = find([recipe.eval.task])
+    work = job(task, task.styles[0], None, recipe.eval.limit, None)
+
+    def probe(folder: Path) -> Mapping[str, float]:
+        from openmercury.engine.params import SamplingParams
+        from openmercury.eval import runner
+        from openmercury.eval.report import row_of
+        from openmercury.eval.store import Store
+        from openmercury.eval.systems import Ours, Sampling
+        from openmercury.llm import LLM
+
+        llm = LLM(folder, device=recipe.device, engine_changes=ENGINE)
+        system = Ours(llm, SamplingParams(mode="ar" if llm.config.diffusion is None else "diffusion"))
+        with tempfile.TemporaryDirectory() as kept:
+            store = Store.create(Path(kept), dict(system.identity), {})
+            runner.generate(system, work, 1, Sampling(), store, _silent)
+            samples = store.samples(work.task, work.style)
+            verdicts = runner.judge(work, samples, store.verdicts_path(work.task, work.style), _silent)
+        row = row_of(work, samples, verdicts)
+        found = {f"{task.name}/passed": row.passed / max(1, row.judged)}
+        if row.cost is not None and row.cost.tpf is not None:
+            found[f"{task.name}/tokens_per_forward"] = row.cost.tpf
+        return found
+
+    return (probe,)
+
+
+def _silent(done: int, total: int) -> None:
+    pass

@@ -6,24 +6,23 @@ conversation, has no answer that fits, or repeats an evaluation item is left out
 
 from __future__ import annotations
 
-import gzip
 import itertools
-import json
-import lzma
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from openmercury.data.config import ExampleRecipe
 from openmercury.data.decontaminate import BenchmarkIndex
 from openmercury.data.examples import make_chat_examples
-from openmercury.data.shards import MANIFEST, Example, Manifest, write_manifest, write_shard
+from openmercury.data.shards import MANIFEST, Example, Manifest, check_out, write_manifest, write_shard
+from openmercury.data.sources.base import Drop
+from openmercury.data.sources.tables import UNPACKING, json_lines, open_packed
 from openmercury.errors import DataError, InputError
 from openmercury.text.tokenizer import Tokenizer
 
-SHARD = 8192  # examples
-_OPEN: dict[str, Callable[..., IO[str]]] = {".xz": lzma.open, ".gz": gzip.open}
+SHARD, SHARDS = 8192, "chat-*.safetensors"  # examples of one, and their names
+LONGEST = 16_000_000  # bytes of a row
 
 Drops: TypeAlias = Counter[str]
 
@@ -41,7 +40,8 @@ def write_conversations(
     """
     if (out / MANIFEST).exists():
         raise DataError(f"{out} holds shards already: name another folder, or delete it")
-    for left in out.glob("*.safetensors"):  # of a run that was stopped
+    check_out(out, SHARDS)
+    for left in out.glob(SHARDS):  # of a run that was stopped
         left.unlink()
     drops: Drops = Counter()
     examples = itertools.chain.from_iterable(_examples(path, recipe, tokenizer, benchmarks, drops) for path in paths)
@@ -65,7 +65,7 @@ def _examples(
     path: Path, recipe: ExampleRecipe, tokenizer: Tokenizer, benchmarks: BenchmarkIndex | None, drops: Drops
 ) -> Iterator[Example]:
     for row in _rows(path, drops):
-        messages, tools = (row.get("messages"), row.get("tools") or []) if isinstance(row, dict) else (None, [])
+        messages, tools = row.get("messages"), row.get("tools") or []
         if not messages or not _are_objects(messages) or not _are_objects(tools):
             drops["without messages"] += 1
             continue
@@ -82,16 +82,16 @@ def _examples(
         yield from found
 
 
-def _rows(path: Path, drops: Drops) -> Iterator[Any]:
+def _rows(path: Path, drops: Drops) -> Iterator[dict[str, Any]]:
     try:
-        with _OPEN.get(path.suffix, open)(path, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                try:
-                    yield json.loads(line)
-                except (ValueError, RecursionError):
-                    drops["not JSON"] += bool(line.strip())
-    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}): give JSON Lines, plain, .gz or .xz") from None
+        with path.open("rb") as file:
+            for _, row in json_lines(open_packed(file, path.name), LONGEST):
+                if isinstance(row, Drop):
+                    drops[row.reason] += 1
+                else:
+                    yield row
+    except UNPACKING as error:
+        raise DataError(f"{path} cannot be read ({error}): give JSON Lines, plain, .gz, .xz or .zst") from None
 
 
 def _are_objects(value: Any) -> bool:

@@ -83,13 +83,16 @@ def function_keys(node: Def) -> list[str]:
     return [key, shape] if len(shape) > LONG_BODY else [key]
 
 
-def eval_folder(given: Path | None) -> Path:
-    """The evaluation data: the argument, else the environment. Raises DataError when neither names a folder."""
+def eval_folder(given: Path | None, remedy: str = "give --data") -> Path:
+    """The evaluation data: the argument, else the environment. Raises DataError when neither names a folder.
+
+    `remedy` is how the caller's user names one.
+    """
     told = given or os.environ.get(ENVIRONMENT)
     if not told:
-        raise DataError(f"no folder of evaluation data is named: give --data, or set {ENVIRONMENT}")
+        raise DataError(f"no folder of evaluation data is named: {remedy}, or set {ENVIRONMENT}")
     if not Path(told).is_dir():
-        raise DataError(f"no evaluation data at {str(told)!r}: give its folder by --data, or set {ENVIRONMENT}")
+        raise DataError(f"no evaluation data at {str(told)!r}: {remedy}, or set {ENVIRONMENT} to its folder")
     return Path(told)
 
 

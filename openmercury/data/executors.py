@@ -26,13 +26,16 @@ KILLED = (
 )
 
 
+def processes(workers: int) -> ProcessPoolExecutor:
+    """Processes that end with this one. They are fresh: a fork of one that has threads (a progress bar's) may hang."""
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+
+
 def run_here(job: Callable[[InputT], int], inputs: Sequence[InputT], workers: int) -> Iterator[int]:
     """Results of `job` as they come. Raises DataError when a worker dies, and what the job raises."""
     if not inputs:
         return
-    # Fresh processes: a fork of one that has threads (the progress bar's) may hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(inputs)), mp_context=context, initializer=_begin) as pool:
+    with processes(min(workers, len(inputs))) as pool:
         waiting = [pool.submit(job, one) for one in inputs]
         try:
             for done in as_completed(waiting):

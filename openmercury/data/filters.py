@@ -5,6 +5,7 @@ All are pure functions of the text. Thresholds are the recipe's.
 
 from __future__ import annotations
 
+import codecs
 import re
 import string
 from itertools import chain
@@ -90,6 +91,8 @@ def syntax_reason(document: Document) -> str | None:
 
 # --- bytes -----------------------------------------------------------------------------------------------------------
 
+# What Python has beside character sets: no file of code is written so, and some take hours or make up surrogates.
+_NO_CHARACTER_SETS = ("idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape", "utf-7")
 _CODING = re.compile(rb"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")
 
 
@@ -105,8 +108,10 @@ def decode(data: bytes, language: str) -> tuple[str, None] | tuple[None, str]:
     else:
         encoding = _declared(data) if language == "python" else "utf-8-sig"
     try:
+        if codecs.lookup(encoding).name in _NO_CHARACTER_SETS:
+            return None, "mixed or unknown encoding"
         text = data.decode(encoding)
-    except (UnicodeDecodeError, LookupError):
+    except (UnicodeError, LookupError):
         return None, "mixed or unknown encoding"
     if "\0" in text:
         return None, "binary"

@@ -146,7 +146,10 @@ def allowed(expression: str, allow: frozenset[str]) -> bool:
         at += 1
         return holds, at + 2 if at < len(tokens) and tokens[at].upper() == "WITH" else at
 
-    holds, end = alternatives(0)
+    try:
+        holds, end = alternatives(0)
+    except RecursionError:  # brackets in brackets: nobody's licence
+        return False
     return holds and end == len(tokens)
 
 

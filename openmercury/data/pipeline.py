@@ -4,7 +4,7 @@
     read         each unit: files → documents → stages → fingerprints        units/KEY.safetensors   many workers
     deduplicate  all fingerprints in order → what is kept                    (nothing written)       one process
     write        runs of kept documents → examples → shards                  shards/KEY.safetensors  many workers
-    finish       shards and report renamed into OUT, the manifest last
+    finish       report written, shards renamed into OUT, the manifest last
 
 KEY is a hash of all that a result depends on. A run that was killed finds the results that are there and makes the
 rest; neither that nor the number of workers changes a bit of the shards or the manifest.
@@ -35,13 +35,24 @@ from openmercury.data.dedup import duplicates
 from openmercury.data.document import Document
 from openmercury.data.examples import make_edit_examples, make_examples
 from openmercury.data.lines import LineTokenizer
-from openmercury.data.shards import MANIFEST, Example, Manifest, read_manifest, write_manifest, write_shard, write_whole
+from openmercury.data.shards import (
+    MANIFEST,
+    Example,
+    Facts,
+    check_out,
+    read_manifest,
+    sum_facts,
+    write_manifest,
+    write_shard,
+    write_whole,
+)
 from openmercury.data.sources import Limits, Plan, Unit
 from openmercury.data.stages import DEDUP, Item, Ledger
 from openmercury.errors import DataError
 from openmercury.text.tokenizer import Tokenizer
 
-FORMAT = 1  # of the results in the working folder: raise it when a stage's outcome changes
+FORMAT = 2  # of the results in the working folder: raise it when a stage's outcome changes
+SHARDS = "shard-*.safetensors"
 FREE = ("out", "workers", "executor", "address", "pictures")  # keys of the recipe that change no result
 InputT = TypeVar("InputT")
 Watch = Callable[[str, int, int], None]  # phase, done, of how many
@@ -59,32 +70,40 @@ class Outcome:
     """What a run gave, for its report."""
 
     recipe: PrepareRecipe
-    manifest: Manifest
+    facts: Facts
+    shards: Sequence[Path]
     ledger: Ledger
     kept: int
     lengths: Counter[int]  # examples by the binary logarithm of their tokens
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, of this start alone
 
 
-def prepare(recipe: PrepareRecipe, watch: Watch = lambda *_: None) -> Outcome | None:
+def prepare(
+    recipe: PrepareRecipe, watch: Watch = lambda *_: None, tell: Callable[[Outcome], object] = lambda _: None
+) -> Outcome | None:
     """Make `recipe.out`; None when it is there already, made by the same recipe from the same sources.
 
+    `tell` writes the report; it is called before the folder counts as made, so a run that is stopped there tells again.
     Raises DataError when a source, a package or disk space is missing, nothing is left, or `out` holds something else.
     """
     if recipe.scrub:
         scrub.patterns()
     stages.build(recipe)  # what is missing should be told before the work, not by a worker
     plan = [sources.plan(number, source, _limits(recipe)) for number, source in enumerate(recipe.sources)]
-    listed = [unit for part in plan for unit in part.units]
-    told = _told(recipe, listed)
+    told = _told(recipe, [unit for part in plan for unit in part.units])
     if _is_made(recipe.out, told):
         return None
+    check_out(recipe.out, SHARDS)
     work = recipe.out / ".work"
     with _alone(work):
-        return _make(recipe, plan, told, work, watch)
+        outcome = _make(recipe, plan, work, watch)
+        tell(outcome)
+        _finish(recipe.out, outcome.shards, told)
+        shutil.rmtree(work)
+        return outcome
 
 
-def _make(recipe: PrepareRecipe, plan: Sequence[Plan], told: dict[str, Any], work: Path, watch: Watch) -> Outcome:
+def _make(recipe: PrepareRecipe, plan: Sequence[Plan], work: Path, watch: Watch) -> Outcome:
     listed = [unit for part in plan for unit in part.units]
     ledger = Ledger()
     seconds: dict[str, float] = {}
@@ -102,9 +121,7 @@ def _make(recipe: PrepareRecipe, plan: Sequence[Plan], told: dict[str, Any], wor
         raise DataError(f"nothing is left of {len(listed)} units of work: {_why(ledger)}")
     made, lengths = _write(recipe, kept, work / "shards", ledger, watch)
     clock("write")
-    manifest = _finish(recipe.out, made, told)
-    shutil.rmtree(work)
-    return Outcome(recipe, manifest, ledger, sum(len(numbers) for _, numbers, _ in kept), lengths, seconds)
+    return Outcome(recipe, sum_facts(made), made, ledger, sum(len(each) for _, each, _ in kept), lengths, seconds)
 
 
 # --- read ------------------------------------------------------------------------------------------------------------
@@ -267,15 +284,15 @@ def _tokenizer(folder: Path) -> Tokenizer:
 # --- finish ----------------------------------------------------------------------------------------------------------
 
 
-def _finish(out: Path, made: Sequence[Path], told: dict[str, Any]) -> Manifest:
-    """Names the shards by number and writes the manifest; a start after a kill in here finds what is left to rename."""
+def _finish(out: Path, made: Sequence[Path], told: dict[str, Any]) -> None:
+    """Names the shards by number and writes the manifest; a start after a kill in here makes those moved again."""
     names = [f"shard-{number:05d}.safetensors" for number in range(len(made))]
     for path, name in zip(made, names, strict=True):
+        path.with_suffix(".json").unlink()  # first: a shard that was moved away must not seem to be there
         os.replace(path, out / name)
-        path.with_suffix(".json").unlink()
-    for path in set(out.glob("shard-*.safetensors")) - {out / name for name in names}:
+    for path in set(out.glob(SHARDS)) - {out / name for name in names}:
         path.unlink()
-    return write_manifest(out, told)
+    write_manifest(out, told)
 
 
 def _is_made(out: Path, told: dict[str, Any]) -> bool:

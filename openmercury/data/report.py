@@ -14,6 +14,7 @@ from openmercury.data.stages import DECONTAMINATE, READ, Ledger
 from openmercury.errors import DataError
 
 NO_PICTURES = "pictures need matplotlib: pip install 'openmercury[data]', or set pictures=false"
+NAME = "report.md"
 MB = 1e6
 
 
@@ -23,22 +24,20 @@ def check(pictures: bool) -> None:
         _pyplot()
 
 
-def write(outcome: Outcome) -> Path:
+def write(outcome: Outcome) -> None:
     """`out`/report.md and its pictures."""
     out = outcome.recipe.out
     names = _pictures(outcome, out) if outcome.recipe.pictures else []
-    path = out / "report.md"
-    write_whole(path, markdown(outcome, names).encode())
-    return path
+    write_whole(out / NAME, markdown(outcome, names).encode())
 
 
 def markdown(outcome: Outcome, pictures: Iterable[str] = ()) -> str:
     """The whole report."""
-    manifest, ledger, counts = outcome.manifest, outcome.ledger, outcome.manifest.counts
+    facts, ledger, counts = outcome.facts, outcome.ledger, outcome.facts.counts
     dropped = sum(ledger.drops.values())
     parts = [
         f"# Prepared data\n\n{counts.examples:,} examples, {counts.tokens:,} tokens ({counts.trained:,} trained on) in "
-        f"{len(manifest.shards)} shards, from {outcome.kept:,} kept files and edits; {dropped:,} were left out. "
+        f"{len(outcome.shards)} shards, from {outcome.kept:,} kept files and edits; {dropped:,} were left out. "
         f"{ledger.scrubbed:,} texts had e-mail addresses or secrets replaced.",
         *(f"![{name.removesuffix('.png')}]({name})" for name in pictures),
         "## Stages\n\nCPU seconds, and the speed of one core in the text that reaches the stage.\n\n" + _stages(ledger),
@@ -48,9 +47,9 @@ def markdown(outcome: Outcome, pictures: Iterable[str] = ()) -> str:
         *(
             f"## {title}\n\n" + _counts(title.lower(), table)
             for title, table in (
-                ("Kinds", manifest.kinds),
-                ("Languages", manifest.languages),
-                ("Licences", manifest.licences),
+                ("Kinds", facts.kinds),
+                ("Languages", facts.languages),
+                ("Licences", facts.licences),
             )
         ),
         "## Lengths of examples\n\n" + _table(("tokens", "examples"), _lengths(outcome.lengths)),
@@ -122,7 +121,7 @@ def _pictures(outcome: Outcome, out: Path) -> list[str]:
     drops: Counter[str] = Counter()
     for (stage, reason), count in outcome.ledger.drops.items():
         drops[f"{stage}: {reason}"] += count
-    languages = Counter({key or "none": one.tokens for key, one in outcome.manifest.languages.items()})
+    languages = Counter({key or "none": one.tokens for key, one in outcome.facts.languages.items()})
     lengths = {f"{1 << bits - 1}": count for bits, count in sorted(outcome.lengths.items())}
     drawn = (
         ("languages", "tokens", dict(languages.most_common(12)), True),

@@ -143,20 +143,36 @@ def pad(example: Example, block_size: int, pad_id: int) -> Example:
     return example._replace(ids=[*example.ids, *[pad_id] * more], loss=[*example.flags().tolist(), *[False] * more])
 
 
+def check_out(folder: Path, ours: str) -> None:
+    """Raises DataError where a folder is a checkpoint, or holds safetensors that do not fit the pattern `ours`."""
+    others = {path.name for path in folder.glob("*.safetensors")} - {path.name for path in folder.glob(ours)}
+    others |= {path.name for path in folder.glob("config.json")}
+    if others:
+        raise DataError(f"{folder} holds {min(others)}, which was not made by this command: name another folder")
+
+
 def write_manifest(folder: Path, recipe: Mapping[str, Any] | None = None) -> Manifest:
     """Sum up all shards that lie in a folder; they must be of one tokenizer and one block size, else DataError."""
-    shards, total = [], None
-    for path in sorted(folder.glob("*.safetensors")):
-        facts = read_facts(path)
-        total = facts if total is None else _together(total, facts, path)
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise DataError(f"{folder} holds no shards: make some with `openmercury data prepare` or `data generate`")
+    total, shards = sum_facts(paths), []
+    for path in paths:
+        counts = read_facts(path).counts
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        shards.append(Entry(name=path.name, sha256=digest, examples=facts.counts.examples, tokens=facts.counts.tokens))
-    if total is None:
-        raise DataError(f"{folder} holds no shards: make some with `openmercury data prepare` or `data generate`")
+        shards.append(Entry(name=path.name, sha256=digest, examples=counts.examples, tokens=counts.tokens))
     manifest = Manifest(shards=tuple(shards), recipe=dict(recipe or {}), **dict(total))
     write_whole(folder / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
     return manifest
+
+
+def sum_facts(paths: Sequence[Path]) -> Facts:
+    """Facts of all of some shards, which must be of one tokenizer and one block size, else DataError."""
+    total = read_facts(paths[0])
+    for path in paths[1:]:
+        total = _together(total, read_facts(path), path)
+    return total
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -255,6 +271,8 @@ def read_shard(path: Path, sha256: str | None = None) -> Examples:
         found = Examples(*(arrays[name] for name in Examples._fields))
     except (OSError, SafetensorError, KeyError) as error:
         raise _broken(path, error) from None
+    if [array.dtype for array in found] != [np.int32, np.bool_, np.int32, np.uint8] or (found.length < 1).any():
+        raise _broken(path, "its parts are of another form")
     tokens = int(found.length.sum(dtype=np.int64))
     if not len(found.ids) == len(found.loss) == tokens or len(found.length) != len(found.kind):
         raise _broken(path, "its parts differ in length")

@@ -83,7 +83,7 @@ def read_items(path: Path) -> Iterator[Item]:
     for line in data.split(b"\n")[:-1]:
         row = json.loads(line)
         if "after" in row:
-            yield Edit(Document(**row["before"]), Document(**row["after"]), row["message"])
+            yield Edit(Document(**row["before"]), Document(**row["after"]))
         else:
             yield Document(**row)
 
@@ -125,7 +125,7 @@ def _size(item: Item) -> int:
 def _row(item: Item) -> dict[str, Any]:
     if isinstance(item, Document):
         return vars(item)
-    return {"before": vars(item.before), "after": vars(item.after), "message": item.message}
+    return {"before": vars(item.before), "after": vars(item.after)}
 
 
 def _open(path: Path) -> Any:

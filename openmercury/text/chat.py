@@ -63,7 +63,7 @@ def render(
 
 
 def _check(messages: Sequence[Mapping[str, Any]]) -> None:
-    calls: set[object] = set()
+    calls: list[object] = []  # no set: what strangers send as an id may have no hash
     for number, message in enumerate(messages, 1):
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
@@ -75,8 +75,10 @@ def _check(messages: Sequence[Mapping[str, Any]]) -> None:
             raise InputError(f"message {number} has {min(unknown)!r}, which is not supported: leave it out")
         if re.search("[\ud800-\udfff]", content or ""):
             raise InputError(f"message {number} holds half of a surrogate pair: send valid Unicode")
-        for call in message.get("tool_calls") or ():
-            calls.add(_checked(call, number).get("id"))
+        made = message.get("tool_calls") or ()
+        if not isinstance(made, Sequence):
+            raise InputError(f"message {number} has tool calls that are no list: give one")
+        calls += [_checked(call, number).get("id") for call in made]
         if message.get("tool_call_id") is not None and message["tool_call_id"] not in calls:
             raise InputError(f"message {number} answers a tool call that was not made: give the id of one that was")
     if not any((message["content"] or "").strip() or message.get("tool_calls") for message in messages):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import openmercury.cli.train
-import openmercury.data.prompt_set
+import openmercury.cli.data
+import openmercury.data.prompts.collect
 import openmercury.distill
 import openmercury.train.trainer
 from openmercury.cli import main
@@ -37,7 +37,7 @@ def test_recipes_and_overrides_reach_their_runner(
 
 @pytest.mark.usefixtures("usable")
 def test_answers_are_executed_between_what_belongs_to_them() -> None:
-    right = openmercury.cli.train._judge()
+    right = openmercury.cli.data._judge()
     check = {"name": "area", "before": "import math", "after": "assert area(1) > 3"}
     assert right("Here:\n```python\ndef area(r):\n    return math.pi * r**2\n```\nThat is all.", check)
     assert not right("```python\ndef area(r):\n    return r\n```", check)
@@ -58,7 +58,7 @@ def test_prompts(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         seen.extend([settings, *paths])
         return Path("made")
 
-    monkeypatch.setattr(openmercury.data.prompt_set, "prepare_prompts", prepare)
+    monkeypatch.setattr(openmercury.data.prompts.collect, "prepare_prompts", prepare)
     line = ["data", "prompts", str(recipe), "out", "--cache", "wheels", "--eval-data", "eval"]
     assert main.main(line) == 0
     assert capsys.readouterr().out == "made\n"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 import zipfile
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -149,3 +151,38 @@ def test_versions() -> None:
 def test_no_archives(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no archive"):
         find(tmp_path, 0)
+
+
+@pytest.mark.parametrize("name", ["p-1-py3-none-any.whl", "p-1.tar.gz", "p-1.tar"])
+def test_damage_is_a_drop_wherever_it_is(tmp_path: Path, name: str) -> None:
+    files = {"p/é.py": b"x = 1\n" * 50, "p/b.py": b"y = 2\n" * 50, "package.json": b'{"license": "MIT"}'}
+    path = (zipped if name.endswith("whl") else tarred)(tmp_path / name, files)
+    whole, random = path.read_bytes(), Random(0)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(random.randint(1, 6)):
+            damaged[random.randrange(len(whole))] = random.randrange(256)
+        path.write_bytes(damaged[: random.choice((len(whole), random.randrange(len(whole))))])
+        raws, _ = read(path)
+        assert len(raws) <= len(files)
+
+
+def test_names_of_gigabytes_are_not_read(tmp_path: Path) -> None:
+    name = tarfile.TarInfo("x")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 3_000_000_000
+    path = tarred(tmp_path / "p-1.tar.gz", {"p-1/a.py": b"a = 1\n"})
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:1024] + name.tobuf(tarfile.GNU_FORMAT)))
+    raws, drops = read(path)
+    assert set(raws) == set()  # the first reading looks for licences in all of it
+    assert drops == {"archive unpacks to too much": 1}
+
+
+def test_metadata_nested_too_deeply_say_nothing(tmp_path: Path) -> None:
+    files = {"package.json": b"[" * 9_000, "a.py": b"a = 1\n"}
+    raws, _ = read(zipped(tmp_path / "p.zip", files))
+    assert raws["a.py"].licence == ""
+
+
+def test_files_without_extension_count_as_unpacked(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "p.zip", {f"run{number}": b" " * 9_000 for number in range(30)})
+    assert read(path)[1]["archive unpacks to too much"] == 1

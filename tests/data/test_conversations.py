@@ -50,7 +50,8 @@ def test_rows_are_kept_or_counted(tmp_path: Path, name: str, open_: type[open]) 
         stream.write("\n".join(LINES))
     manifest, drops = write_conversations([tmp_path / name], tmp_path / "out", RECIPE, TOKENIZER, BENCHMARKS)
     assert +drops == {
-        "near someeval": 1, "without an answer that fits": 1, "malformed": 1, "without messages": 4, "not JSON": 1,
+        "near someeval": 1, "without an answer that fits": 1, "malformed": 1, "without messages": 3,
+        "no JSON object": 1, "no JSON": 1,
     }  # fmt: skip
     assert manifest.counts.examples == 2
     assert manifest.languages["python"].examples == manifest.licences["MIT"].examples == 1
@@ -75,6 +76,39 @@ def test_bad_files(tmp_path: Path) -> None:
     empty, cut = tmp_path / "empty.jsonl", tmp_path / "cut.jsonl.xz"
     empty.write_text("{")
     cut.write_bytes(lzma.compress(b"x" * 1000)[:-9])
-    for path, told in ((tmp_path / "none", "cannot be read"), (cut, "cannot be read"), (empty, "1 not JSON")):
+    damaged = tmp_path / "damaged.jsonl.gz"
+    whole = bytearray(gzip.compress(row("?", "!").encode() * 99))
+    whole[20:30] = b"\xff" * 10
+    damaged.write_bytes(whole)
+    for path, told in (
+        (damaged, "cannot be read"),
+        (tmp_path / "none", "cannot be read"),
+        (cut, "cannot be read"),
+        (empty, "1 no JSON"),
+    ):
         with pytest.raises(DataError, match=told):
             write_conversations([path], tmp_path / "out", RECIPE, TOKENIZER, None)
+
+
+def test_a_folder_of_weights_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(row("?", "Yes."))
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes(b"weights")
+        with pytest.raises(DataError, match=rf"holds {name}, which was not made by this command"):
+            write_conversations([tmp_path / "a.jsonl"], tmp_path, RECIPE, TOKENIZER, None)
+        assert (tmp_path / name).read_bytes() == b"weights"
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{"content": "Yes."}, {"role": ["assistant"], "content": "Yes."}, {"role": "assistant", "content": 1},
+     {"role": "assistant", "content": None, "tool_calls": 1},
+     {"role": "assistant", "content": "Yes.", "tool_calls": [1]}],
+)  # fmt: skip
+def test_malformed_answers_are_counted(tmp_path: Path, answer: dict[str, object]) -> None:
+    again = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    bad = json.dumps({"messages": [again[0], answer, *again]})
+    (tmp_path / "a.jsonl").write_text(bad + "\n" + row("?", "Yes.") + "\n")
+    _, drops = write_conversations([tmp_path / "a.jsonl"], tmp_path / "out", RECIPE, TOKENIZER, None)
+    assert +drops == {"malformed": 1}

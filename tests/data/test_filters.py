@@ -142,3 +142,16 @@ def test_scrub_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "detect_secrets.core.plugins.util", None)
     with pytest.raises(DataError, match=r"pip install 'openmercury\[data\]'"):
         scrub.patterns()
+
+
+@pytest.mark.parametrize(
+    "name", ["undefined", "idna", "punycode", "unicode_escape", "raw_unicode_escape", "utf-7", "rot13"]
+)
+def test_encodings_that_are_no_character_sets(name: str) -> None:
+    data = f"# coding: {name}\nx = '\\ud800'\n".encode()
+    assert filters.decode(data, "python") == (None, "mixed or unknown encoding")
+
+
+def test_code_nested_too_deeply_does_not_parse() -> None:
+    document = Document("a", "if a: pass\n" + "elif b: pass\n" * 15_000, "python", "MIT", "a.py")
+    assert filters.syntax_reason(document) == "syntax error"

@@ -108,3 +108,7 @@ def test_names_of_licence_files(name: str) -> None:
     assert licences.is_licence_file(f"a/{name}")
     assert not licences.is_licence_file("a/license.py")
     assert not licences.is_licence_file("a/licenses/x.txt")
+
+
+def test_brackets_without_end_are_no_licence() -> None:
+    assert not licences.allowed("(" * 5_000 + "MIT" + ")" * 5_000, frozenset({"MIT"}))

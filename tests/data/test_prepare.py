@@ -10,14 +10,20 @@ import sys
 import tarfile
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from openmercury.config import load_config
-from openmercury.data import executors, pipeline, report
+from openmercury.data import executors, pipeline, report, stages
 from openmercury.data.config import PrepareRecipe
+from openmercury.data.decontaminate import BenchmarkIndex, Item
+from openmercury.data.document import Document
+from openmercury.data.screen import Screen
 from openmercury.data.shards import read_manifest, read_shards
+from openmercury.data.sources import Drop
 from openmercury.errors import DataError
 from openmercury.llm import default_model
 from openmercury.text.tokenizer import Tokenizer
@@ -159,10 +165,67 @@ def test_an_empty_corpus_and_a_full_disk_are_told(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.usefixtures("inline")
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+def test_stopped_while_it_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    small = {"shard_bytes": 5_000}
+    given = recipe(tree(tmp_path), "out").model_copy(update=small)
+    finish, left = pipeline._finish, iter(range(steps))
+
+    def stopped(do: Callable[..., None]) -> Callable[..., None]:
+        def step(*paths: object) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            do(*paths)
+
+        return step
+
+    def killed(*what: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", stopped(os.replace))
+            patch.setattr(Path, "unlink", stopped(Path.unlink))
+            finish(*what)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.prepare(given)
+    assert pipeline.prepare(given, tell=report.write) is not None
+    assert (tmp_path / "out" / "report.md").exists()
+    pipeline.prepare(recipe(tmp_path, "whole").model_copy(update=small))
+    assert bits(tmp_path / "out") == bits(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_full_disk_at_the_end_loses_no_report(tmp_path: Path) -> None:
+    def full(_: pipeline.Outcome) -> None:
+        raise DataError("no space")
+
+    with pytest.raises(DataError, match="no space"):
+        pipeline.prepare(recipe(tree(tmp_path), "out"), tell=full)
+    assert pipeline.prepare(recipe(tmp_path, "out"), tell=report.write) is not None
+    assert (tmp_path / "out" / "report.md").exists()
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_folder_of_weights_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(DataError, match="name another folder"):
+        pipeline.prepare(recipe(tree(tmp_path), "."))
+    assert not (tmp_path / ".work").exists()
+
+
+@pytest.mark.usefixtures("inline")
 def test_two_runs_do_not_write_the_same_folder(tmp_path: Path) -> None:
     given = recipe(tree(tmp_path), "out")
     with pipeline._alone(given.out / ".work"), pytest.raises(DataError, match="another run is at work"):
         pipeline.prepare(given)
+
+
+def test_code_nested_deeply_is_a_drop() -> None:
+    screen = Screen(BenchmarkIndex.of([Item("set", "g", "def g(x):\n    return x\n", "g", "the same")]))
+    text = "def f(a):\n    if a == 0:\n        pass\n" + "    elif a == 1:\n        pass\n" * 900
+    document = Document("a", text, "python", "MIT", "a.py")
+    assert stages._decontaminate(screen, document) == Drop("nested too deeply to compare")
 
 
 def command(folder: Path, out: str, workers: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import lzma
 import subprocess
@@ -99,12 +100,39 @@ def test_files_at_head(repository: Path) -> None:
 def test_history_as_edits(repository: Path) -> None:
     found = items({"kind": "git", "path": repository, "give": "edits", "max_files": 2})
     edits = [item for item in found if isinstance(item, RawEdit)]
-    assert [(edit.before.data, edit.after.data, edit.message) for edit in edits] == [
-        (b"one = 1\n", b"one = 2\n", "Count from two\n\nIt is better.")
-    ]
+    assert [(edit.before.data, edit.after.data) for edit in edits] == [(b"one = 1\n", b"one = 2\n")]
     assert edits[0].before.licence == "Apache-2.0"
     assert edits[0].before.id != edits[0].after.id
     assert Drop("commit over too many files") in found
+
+
+@pytest.mark.parametrize("give", ["files", "edits"])
+def test_what_a_repository_configures_is_not_run(repository: Path, tmp_path: Path, give: str) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "program").write_text(f"#!/bin/sh\ntouch {ran}\n")
+    (tmp_path / "program").chmod(0o755)
+
+    def git(*words: str, **more: Any) -> str:
+        return subprocess.run(
+            ["git", "-C", repository, *words], check=True, capture_output=True, text=True, **more
+        ).stdout
+
+    signed = git("cat-file", "commit", "HEAD").replace("\n\n", "\ngpgsig -----BEGIN PGP SIGNATURE-----\n .\n\n", 1)
+    git("update-ref", "HEAD", git("hash-object", "-t", "commit", "-w", "--stdin", input=signed).strip())
+    for key, value in {
+        "log.showSignature": "true", "gpg.program": str(tmp_path / "program"),
+        "core.fsmonitor": str(tmp_path / "program"),
+        "diff.external": str(tmp_path / "program"), "core.pager": str(tmp_path / "program"),
+        "core.repositoryFormatVersion": "1", "extensions.partialClone": "origin", "remote.origin.promisor": "true",
+        "remote.origin.url": f"ext::{tmp_path / 'program'}", "protocol.ext.allow": "always",
+    }.items():  # fmt: skip
+        git("config", key, value)
+    missing = git("rev-parse", "HEAD:a.py").strip()
+    (repository / ".git" / "objects" / missing[:2] / missing[2:]).unlink()
+    found = items({"kind": "git", "path": repository, "give": give, "max_files": 9})
+    assert any(isinstance(item, Raw | RawEdit) for item in found)
+    assert give == "files" or Drop("not in this clone") in found
+    assert not ran.exists()
 
 
 def test_no_repository(tmp_path: Path) -> None:
@@ -126,7 +154,7 @@ def lines(rows: list[dict[str, Any]]) -> bytes:
 
 
 def zstd(data: bytes) -> bytes:
-    packed: bytes = pytest.importorskip("zstandard").ZstdCompressor().compress(data)
+    packed: bytes = pytest.importorskip("pyarrow").compress(data, codec="zstd", asbytes=True)
     return packed
 
 
@@ -152,10 +180,15 @@ def test_ranges_of_a_file_give_each_row_once(tmp_path: Path, monkeypatch: pytest
 def test_bad_rows_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(
-        b"{broken\n[1]\n" + lines([{"content": None}, {"content": "y" * 100_000}, ROWS[0]]) + b'{"lang": "Basic"}'
+        b"{broken\n"
+        + b"[" * 20_000
+        + b"\n[1]\n"
+        + lines([{"content": None}, {"content": "y" * 100_000}, ROWS[0]])
+        + b'{"lang": "Basic"}'
     )
     found = items({"kind": "jsonl", "path": path, "columns": COLUMNS})
     assert [item.reason for item in found if isinstance(item, Drop)] == [
+        "no JSON",
         "no JSON",
         "no JSON object",
         "row without text",
@@ -163,18 +196,25 @@ def test_bad_rows_are_counted(tmp_path: Path) -> None:
         "no language of the recipe",
     ]
     assert len(texts(found)) == 1
-    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(lines(ROWS))[:100])
-    assert items({"kind": "jsonl", "path": tmp_path / "cut.jsonl.gz", "columns": COLUMNS})[-1] == Drop("broken archive")
+
+
+@pytest.mark.parametrize(("ending", "pack"), [(".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstd)])
+def test_packed_rows_that_break_off(tmp_path: Path, ending: str, pack: Any) -> None:
+    path, whole = tmp_path / f"rows.jsonl{ending}", pack(lines(ROWS))
+    for broken in (whole[:100], whole[:-5], b"nothing packed", whole[:40] + b"\xff\xff\xff\xff" * 3 + whole[52:]):
+        path.write_bytes(broken)
+        found = items({"kind": "jsonl", "path": path, "columns": COLUMNS})
+        assert isinstance(found[-1], Drop)
 
 
 def test_rows_of_edits_with_one_language(tmp_path: Path) -> None:
-    rows = [{"old": "a = 1\n", "new": "a = 2\n", "subject": "Two"}]
+    rows = [{"old": "a = 1\n", "new": "a = 2\n"}]
     (tmp_path / "rows.jsonl").write_bytes(lines(rows))
-    columns = {"before": "old", "after": "new", "message": "subject", "all_rows_are": "python"}
+    columns = {"before": "old", "after": "new", "all_rows_are": "python"}
     found = items({"kind": "jsonl", "path": tmp_path, "columns": columns, "licence": "MIT"})
     edit = found[0]
     assert isinstance(edit, RawEdit)
-    assert (edit.before.data, edit.after.data, edit.message) == (b"a = 1\n", b"a = 2\n", "Two")
+    assert (edit.before.data, edit.after.data) == (b"a = 1\n", b"a = 2\n")
     assert edit.after.licence == "MIT"
     assert edit.after.language == "python"
 
@@ -185,6 +225,8 @@ def test_parquet_by_row_groups(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "rows.parquet", row_group_size=20)
     source = {"kind": "parquet", "path": tmp_path / "rows.parquet", "columns": COLUMNS}
     assert texts(items(source)) == {row["path"]: row["content"].encode() for row in ROWS}
+    small = Limits(LIMITS.languages, 8, LIMITS.max_archive_bytes)
+    assert items(source, small).count(Drop("file too large")) == 40  # two digits
     (tmp_path / "rows.parquet").write_bytes(b"no table")
     with pytest.raises(DataError, match="no whole Parquet file"):
         items(source)
@@ -226,6 +268,27 @@ def test_a_hub_data_set_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         items({**source, "files": "*.csv"})
 
 
+class Unplugged(io.BytesIO):
+    """A file whose network breaks off."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        raise ConnectionError("unplugged")
+
+    readline = read
+    read1 = read
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet"])
+def test_a_network_that_breaks_off_is_no_drop(monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr("openmercury.data.sources.hub._hub", lambda: (None, (ConnectionError,)))
+    monkeypatch.setattr("openmercury.data.sources.hub._open", lambda *_: Unplugged(b"." * 100))
+    source: Source = TypeAdapter(Source).validate_python({"kind": "hub", "repo": "owner/name"})
+    unit = sources.Unit(0, "u", (("c0ffee", f"rows.{ending}", "0"),), 1)
+    with pytest.raises(DataError, match=r"the Hub broke off owner/name \(unplugged\)"):
+        list(sources.read(source, unit, LIMITS))
+
+
 @pytest.mark.parametrize(
     ("source", "extra", "module"),
     [
@@ -241,3 +304,9 @@ def test_a_missing_package_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(DataError, match=rf"pip install 'openmercury\[{extra}\]'"):
         items(source)
+
+
+def test_a_name_that_no_data_set_has() -> None:
+    pytest.importorskip("huggingface_hub")
+    with pytest.raises(DataError, match="check its name"):
+        items({"kind": "hub", "repo": "a name!!"})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from openmercury.cli.training import dry_run
+from openmercury.cli import train
 from openmercury.config import load_config
 from openmercury.data.shards import Example, write_manifest, write_shard
 from openmercury.errors import ConfigError
@@ -94,8 +94,8 @@ def test_every_recipe_is_estimated(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert path.read_text().startswith("# ")
     if recipe.base is not None and name not in SHAPES and not recipe.base.exists():
         pytest.skip("the shipped model is not here")
-    told = dry_run(path, [], "H100", 8 if "fsdp" in name else 1, 0.4, SHAPES.get(name))
+    told = train.estimate(path, [], "H100", 8 if "fsdp" in name else 1, 0.4, SHAPES.get(name))
     memory = next(line for line in told.splitlines() if line.startswith("memory"))
     assert 1 < float(memory.split()[1]) < 80
     with pytest.raises(ConfigError, match=r"peak of 'Abacus' is not known: use one of .*H100"):
-        dry_run(path, [], "Abacus", 1, 0.4, SHAPES.get(name))
+        train.estimate(path, [], "Abacus", 1, 0.4, SHAPES.get(name))

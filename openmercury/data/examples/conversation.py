@@ -30,7 +30,7 @@ def make_chat_examples(
     plain = [_stripped(message) for message in messages]
     end, found = end_of_turn(tokenizer), list[Example]()
     for number, message in enumerate(plain):
-        if message["role"] != "assistant" or number == 0:
+        if message.get("role") != "assistant" or number == 0:
             continue
         prompt = chat.render(tokenizer, plain[:number], tools=tools)
         shown = chat.render(tokenizer, plain[: number + 1], tools=tools, add_generation_prompt=False)

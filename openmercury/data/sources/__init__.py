@@ -44,6 +44,6 @@ def read(source: Source, unit: Unit, limits: Limits) -> Iterator[Raw | RawEdit |
         case "jsonl":
             return tables.read_jsonl(source, unit, limits)
         case "parquet":
-            return tables.read_parquet(source, unit)
+            return tables.read_parquet(source, unit, limits)
         case "hub":
             return hub.read(source, unit, limits)

@@ -7,11 +7,13 @@ unpack to more than the limit are dropped by reason, and what was whole before a
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import json
 import lzma
 import re
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -20,7 +22,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple, Self
 
 from openmercury.data import languages, licences
 from openmercury.data.sources.base import Drop, Limits, Plan, Raw, RawEdit, Unit, stamp
@@ -29,7 +31,17 @@ from openmercury.errors import DataError
 
 ZIP, TAR = (".whl", ".zip", ".jar"), (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar")
 MAX_MEMBERS = 500_000
-BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
+MAX_HEADER = 1_000_000  # bytes of a name or of other facts of a tar member, which tarfile reads into memory
+# What a member that is broken raises, and what an archive does. ValueError: a name that is no UTF-8.
+_MEMBER = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, RuntimeError, ValueError)
+BROKEN = (*_MEMBER, tarfile.TarError, EOFError, OSError)
+_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 _METADATA = re.compile(r"[^/]+\.dist-info/METADATA|[^/]+/PKG-INFO|[^/]+/package\.json")
 
 
@@ -121,7 +133,8 @@ def read_archive(path: Path, limits: Limits) -> Iterator[Raw | Drop]:
     except _TooMuch:
         yield Drop("archive unpacks to too much")
     except BROKEN as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the archive's
+        # The disk's fault, not the archive's; but EINVAL comes of a place before the beginning.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         yield Drop("broken archive")
 
@@ -157,7 +170,7 @@ def _bytes(member: Member, limits: Limits) -> bytes | None:
             return None
         with file:
             return file.read(limits.max_file_bytes + 1)
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError):
+    except _MEMBER:
         return None
 
 
@@ -175,7 +188,7 @@ def _learn(folders: licences.Folders, member: Member, limits: Limits) -> None:
     elif name == "package.json":
         try:
             package = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         if isinstance(package, dict):
             folders.declare(folder, licences.from_package_json(package))
@@ -204,7 +217,8 @@ def _zip_members(path: Path, limits: Limits) -> Iterator[Member]:
             refused = _climbs(entry.filename) or ("link" if stat.S_ISLNK(mode) else None)
             if entry.flag_bits & 1:
                 refused = "encrypted"
-            wanted = _tells_licence(entry.filename) or languages.by_name(entry.filename) in limits.languages
+            wanted = _tells_licence(entry.filename) or languages.needs_shebang(entry.filename)
+            wanted = wanted or languages.by_name(entry.filename) in limits.languages
             if refused is None and wanted and entry.file_size <= limits.max_file_bytes:
                 unpacked += entry.file_size
                 if unpacked > limits.max_archive_bytes:
@@ -213,7 +227,7 @@ def _zip_members(path: Path, limits: Limits) -> Iterator[Member]:
 
 
 def _tar_members(path: Path, limits: Limits) -> Iterator[Member]:
-    with _opened(path, limits) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+    with _opened(path, limits) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Entry) as archive:
         for number, entry in enumerate(archive):
             if number > MAX_MEMBERS:
                 raise _TooMuch
@@ -225,6 +239,17 @@ def _tar_members(path: Path, limits: Limits) -> Iterator[Member]:
             elif not entry.isfile():
                 refused = "no regular file"
             yield Member(entry.name.removeprefix("./"), entry.size, partial(archive.extractfile, entry), refused)
+
+
+class _Entry(tarfile.TarInfo):
+    """A header that does not make tarfile read gigabytes of name."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        entry = super().frombuf(buf, encoding, errors)
+        if entry.size > MAX_HEADER and entry.type in _HEADERS:
+            raise _TooMuch
+        return entry
 
 
 def _climbs(name: str) -> str | None:

@@ -20,11 +20,10 @@ class Raw:
 
 @dataclass(frozen=True)
 class RawEdit:
-    """One file before and after a change, and what the change was said to do ("" for two releases)."""
+    """One file before and after a change."""
 
     before: Raw
     after: Raw
-    message: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from openmercury.config import Frozen
 class Columns(Frozen):
     """Names of the columns of a table of files; "" where it has none.
 
-    With `before` and `after` each row is an edit, and `message` says what it was to do. `all_rows_are` is the language
-    of rows that name neither a language nor a path.
+    With `before` and `after` each row is an edit. `all_rows_are` is the language of rows that name neither a language
+    nor a path.
     """
 
     text: str = "text"
@@ -24,7 +24,6 @@ class Columns(Frozen):
     id: str = ""
     before: str = ""
     after: str = ""
-    message: str = ""
     all_rows_are: str = ""
 
     @model_validator(mode="after")
@@ -35,7 +34,7 @@ class Columns(Frozen):
 
     def named(self) -> list[str]:
         """The columns that are read."""
-        text = [self.before, self.after, self.message] if self.before else [self.text]
+        text = [self.before, self.after] if self.before else [self.text]
         return [name for name in (*text, self.path, self.language, self.licence, self.id) if name]
 
 

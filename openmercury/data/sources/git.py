@@ -1,12 +1,12 @@
-"""Files of a git repository at HEAD, and its history as edits: what a commit changed, with the commit's message.
+"""Files of a git repository at HEAD, and its history as edits: what a commit changed.
 
-Repositories come from strangers: hooks, external diffs, text conversion and fetching of missing objects are all off.
+Repositories come from strangers, and their own configuration may name programs: hooks, external diffs, checks of
+signatures and fetching of missing objects are all off.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from openmercury.data.sources.folder import batches
 from openmercury.errors import DataError
 
 COMMITS_A_UNIT = 200
-_TRAILER = re.compile(r"^(?:[A-Z][A-Za-z-]*-[Bb]y|Change-Id|Reviewed-on|git-svn-id):.*$", re.M)
+MISSING = "not in this clone"  # as of a partial or shallow one
 
 
 def plan(number: int, source: GitSource, limits: Limits) -> Plan:
@@ -32,6 +32,9 @@ def plan(number: int, source: GitSource, limits: Limits) -> Plan:
         mode, kind, blob, size = facts.split()
         if kind != "blob" or mode == "120000":
             made.drops["link" if kind == "blob" else "submodule"] += 1
+            continue
+        if not size.isdigit():  # as git says it: BAD
+            made.drops[MISSING] += 1
             continue
         if licences.is_licence_file(name) and int(size) < 200_000:
             folders.add_file(name, _git(source.path, "cat-file", "blob", blob).decode("utf-8", "replace"))
@@ -66,18 +69,17 @@ def read(source: GitSource, unit: Unit, limits: Limits) -> Iterator[Raw | RawEdi
 
 def _edits(source: GitSource, commit: str, licence: str, blobs: _Blobs, limits: Limits) -> Iterator[RawEdit | Drop]:
     """Files that one commit modified; a commit over more than `max_files` of them says little about each."""
-    told = _git(source.path, "show", "--no-ext-diff", "--no-textconv", "--raw", "--abbrev=40", "-z", "--diff-filter=M",
-                "--no-renames", "--format=%B%x00", commit).decode("utf-8", "replace")  # fmt: skip
-    message, _, changes = told.partition("\0")
-    fields = changes.lstrip("\n\0").split("\0")
+    # Not `git show`, which looks at more of the configuration.
+    told = _git(source.path, "diff-tree", "-r", "-z", "--no-commit-id", "--diff-filter=M", "--no-renames", commit)
+    fields = told.decode("utf-8", "replace").split("\0")
     changed = list(zip(fields[::2], fields[1::2], strict=False))
     if len(changed) > source.max_files:
         yield Drop("commit over too many files")
         return
-    message = _TRAILER.sub("", message).strip()
     for facts, name in changed:
         before, after = facts.split()[2:4]
-        reason = _reason(name, max(blobs.size(before), blobs.size(after)), limits)
+        old, new = blobs.size(before), blobs.size(after)
+        reason = MISSING if old is None or new is None else _reason(name, max(old, new), limits)
         if reason is not None:
             yield Drop(reason)
             continue
@@ -85,7 +87,7 @@ def _edits(source: GitSource, commit: str, licence: str, blobs: _Blobs, limits: 
         sides = [
             Raw(f"{place}{mark}:{name}", name, blobs.read(blob), licence) for mark, blob in (("^", before), ("", after))
         ]
-        yield RawEdit(sides[0], sides[1], message)
+        yield RawEdit(sides[0], sides[1])
 
 
 def _reason(name: str, size: int, limits: Limits) -> str | None:
@@ -103,8 +105,9 @@ def _command(repository: Path, arguments: Sequence[str]) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "GIT_CONFIG_NOSYSTEM": "1", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0",
-            "GIT_OPTIONAL_LOCKS": "0"}  # fmt: skip
+    # Before 2.45 git knows no GIT_NO_LAZY_FETCH: without an allowed protocol it cannot fetch either.
+    return {**os.environ, "GIT_CONFIG_NOSYSTEM": "1", "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "",
+            "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"}  # fmt: skip
 
 
 def _git(repository: Path, *arguments: str, problem: int | None = None) -> bytes:
@@ -141,21 +144,21 @@ class _Blobs:
         self.answer.close()
         self.process.wait()
 
-    def size(self, blob: str) -> int:
-        """Bytes of a blob; 0 where the repository lacks it, as a shallow one may."""
+    def size(self, blob: str) -> int | None:
+        """Bytes of a blob; None where the repository lacks it."""
         return self._head("info", blob)
 
     def read(self, blob: str) -> bytes:
-        """Content of a blob; empty where the repository lacks it."""
+        """Content of a blob that is there. Raises DataError where it is broken."""
         size = self._head("contents", blob)
+        if size is None:
+            raise DataError(f"git cannot read {blob} of {self.repository}: check the repository with `git fsck`")
         data = self.answer.read(size)
-        if data or self._had:
-            self.answer.read(1)
+        self.answer.read(1)  # a line end
         return data
 
-    def _head(self, what: str, blob: str) -> int:
+    def _head(self, what: str, blob: str) -> int | None:
         self.ask.write(f"{what} {blob}\n".encode())
         self.ask.flush()
         fields = self.answer.readline().split()
-        self._had = len(fields) == 3
-        return int(fields[2]) if self._had else 0
+        return int(fields[2]) if len(fields) == 3 else None

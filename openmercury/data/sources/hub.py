@@ -8,7 +8,7 @@ from typing import Any
 
 from openmercury.data.sources.base import Drop, Limits, Plan, Raw, RawEdit, Unit
 from openmercury.data.sources.config import HubSource
-from openmercury.data.sources.tables import JSONL, jsonl_rows, open_packed, parquet_groups, parquet_rows
+from openmercury.data.sources.tables import JSONL, packed_rows, parquet_groups, parquet_rows
 from openmercury.errors import DataError
 
 NO_HUB = "a Hub data set needs huggingface_hub: pip install 'openmercury[hub]'"
@@ -46,9 +46,9 @@ def read(source: HubSource, unit: Unit, limits: Limits) -> Iterator[Raw | RawEdi
     try:
         with _open(source, revision, name) as file:
             if name.endswith(".parquet"):
-                yield from parquet_rows(file, source, name, int(group))
+                yield from parquet_rows(file, source, name, int(group), limits)
             elif name.endswith(JSONL):
-                yield from jsonl_rows(open_packed(file, name), source, name, limits, 0, None)
+                yield from packed_rows(file, source, name, limits)
             else:
                 yield Drop("neither Parquet nor JSON Lines")
     except broken as error:
@@ -65,12 +65,12 @@ def _open(source: HubSource, revision: str, name: str) -> Any:
 def _hub() -> tuple[Any, tuple[type[Exception], ...]]:
     try:
         import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ModuleNotFoundError:
         raise DataError(NO_HUB) from None
     import httpx
 
-    return huggingface_hub, (HfHubHTTPError, httpx.HTTPError, ConnectionError)
+    return huggingface_hub, (HfHubHTTPError, HFValidationError, httpx.HTTPError, ConnectionError)
 
 
 def _first_line(error: Exception) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import lzma
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -17,8 +19,8 @@ from openmercury.errors import DataError
 RANGE_BYTES = 32_000_000  # of a plain .jsonl that one unit reads
 Table: TypeAlias = JsonlSource | ParquetSource | HubSource
 JSONL = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.xz", ".jsonl.zst", ".json.gz")
-NO_PARQUET = "reading Parquet needs pyarrow: pip install 'openmercury[data]'"
-NO_ZSTD = "reading .zst files needs zstandard: pip install 'openmercury[data]'"
+UNPACKING = (OSError, EOFError, lzma.LZMAError, zlib.error)  # what a packed file that is broken raises
+NO_ARROW = "reading Parquet and .zst files needs pyarrow: pip install 'openmercury[data]'"
 
 
 def plan_jsonl(number: int, source: JsonlSource) -> Plan:
@@ -53,20 +55,15 @@ def read_jsonl(source: JsonlSource, unit: Unit, limits: Limits) -> Iterator[Raw 
         with path.open("rb") as file:
             yield from jsonl_rows(file, source, path.name, limits, int(start), int(end))
         return
-    try:
-        with open_packed(path.open("rb"), path.name) as file:
-            yield from jsonl_rows(file, source, path.name, limits, 0, None)
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        yield Drop("broken archive")
+    with path.open("rb") as file:
+        yield from packed_rows(file, source, path.name, limits)
 
 
-def read_parquet(source: ParquetSource, unit: Unit) -> Iterator[Raw | RawEdit | Drop]:
+def read_parquet(source: ParquetSource, unit: Unit, limits: Limits) -> Iterator[Raw | RawEdit | Drop]:
     """The rows of one row group."""
     name, _, group = unit.items[0]
     with Path(name).open("rb") as file:
-        yield from parquet_rows(file, source, Path(name).name, int(group))
+        yield from parquet_rows(file, source, Path(name).name, int(group), limits)
 
 
 def open_packed(file: IO[bytes], name: str) -> IO[bytes]:
@@ -76,14 +73,24 @@ def open_packed(file: IO[bytes], name: str) -> IO[bytes]:
     if name.endswith(".xz"):
         return lzma.open(file)
     if name.endswith(".zst"):
-        try:
-            import zstandard
-        except ModuleNotFoundError:
-            raise DataError(NO_ZSTD) from None
-        import io
-
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file))
+        pyarrow = _arrow()
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd"))
     return file
+
+
+def packed_rows(file: IO[bytes], source: Table, name: str, limits: Limits) -> Iterator[Raw | RawEdit | Drop]:
+    """Rows of a whole file that is packed or not; those before a break are kept."""
+    try:
+        yield from jsonl_rows(open_packed(file, name), source, name, limits, 0, None)
+    except UNPACKING as error:
+        yield _broken(error)
+
+
+def _broken(error: Exception) -> Drop:
+    """The drop that an error in a file is; one of the disk's or of the network's is raised again."""
+    if isinstance(error, OSError) and (error.errno is not None or type(error) not in (OSError, gzip.BadGzipFile)):
+        raise error
+    return Drop("broken archive")
 
 
 def jsonl_rows(
@@ -91,6 +98,14 @@ def jsonl_rows(
 ) -> Iterator[Raw | RawEdit | Drop]:
     """Rows whose lines begin in [start, end)."""
     longest = 8 * limits.max_file_bytes  # as much as escapes may add
+    for place, row in json_lines(file, longest, start, end):
+        yield row if isinstance(row, Drop) else take_row(row, source, f"{name}:{place}", limits)
+
+
+def json_lines(
+    file: IO[bytes], longest: int, start: int = 0, end: int | None = None
+) -> Iterator[tuple[int, dict[str, Any] | Drop]]:
+    """Objects of the lines that begin in [start, end), with where; no more than `longest` bytes are held of one."""
     at = start
     if start:
         file.seek(start - 1)
@@ -102,14 +117,14 @@ def jsonl_rows(
         place, at = at, at + len(line)
         if not line.endswith(b"\n") and len(line) == longest:
             at += _skip_line(file, longest)
-            yield Drop("gigantic line")
+            yield place, Drop("gigantic line")
         elif line.strip():
             try:
                 row = json.loads(line)
-            except ValueError:
-                yield Drop("no JSON")
+            except (ValueError, RecursionError):
+                yield place, Drop("no JSON")
                 continue
-            yield take_row(row, source, f"{name}:{place}") if isinstance(row, dict) else Drop("no JSON object")
+            yield place, row if isinstance(row, dict) else Drop("no JSON object")
 
 
 def _skip_line(file: IO[bytes], piece: int) -> int:
@@ -124,39 +139,41 @@ def _skip_line(file: IO[bytes], piece: int) -> int:
 
 def parquet_groups(file: IO[bytes], name: str) -> list[int]:
     """Bytes of every row group. Raises DataError for what is no Parquet file."""
-    pq, broken = _parquet()
+    arrow = _arrow()
     try:
-        metadata = pq.ParquetFile(file).metadata
-    except broken as error:
+        metadata = arrow.parquet.ParquetFile(file).metadata
+    except (arrow.ArrowException, OSError) as error:
         raise DataError(f"{name} is no whole Parquet file ({error}): take it out or fetch it again") from None
     return [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
 
 
-def parquet_rows(file: IO[bytes], source: Table, name: str, group: int) -> Iterator[Raw | RawEdit | Drop]:
+def parquet_rows(
+    file: IO[bytes], source: Table, name: str, group: int, limits: Limits
+) -> Iterator[Raw | RawEdit | Drop]:
     """Rows of one row group, read in small batches."""
-    pq, broken = _parquet()
+    arrow = _arrow()
     try:
-        table = pq.ParquetFile(file)
+        table = arrow.parquet.ParquetFile(file)
         known = [one for one in source.columns.named() if one in table.schema_arrow.names]
         number = 0
         for batch in table.iter_batches(batch_size=256, row_groups=[group], columns=known):
             for row in batch.to_pylist():
-                yield take_row(row, source, f"{name}:{group}:{number}")
+                yield take_row(row, source, f"{name}:{group}:{number}", limits)
                 number += 1
-    except broken:
-        yield Drop("broken archive")
+    except (arrow.ArrowException, OSError) as error:
+        yield _broken(error)
 
 
-def _parquet() -> tuple[Any, tuple[type[Exception], ...]]:
+def _arrow() -> Any:
     try:
         import pyarrow
-        import pyarrow.parquet as pq
+        import pyarrow.parquet
     except ModuleNotFoundError:
-        raise DataError(NO_PARQUET) from None
-    return pq, (pyarrow.ArrowException, OSError)
+        raise DataError(NO_ARROW) from None
+    return pyarrow
 
 
-def take_row(row: Mapping[str, Any], source: Table, place: str) -> Raw | RawEdit | Drop:
+def take_row(row: Mapping[str, Any], source: Table, place: str, limits: Limits) -> Raw | RawEdit | Drop:
     """A row as a file or an edit; `place` is its id where the data set has none."""
     columns = source.columns
     told = row.get(columns.language) if columns.language else None
@@ -177,11 +194,16 @@ def take_row(row: Mapping[str, Any], source: Table, place: str) -> Raw | RawEdit
         return None if data is None else Raw(identity + mark, path, data, licence or source.licence, language)
 
     if not columns.before:
-        return raw(columns.text) or Drop("row without text")
+        whole = raw(columns.text)
+        if whole is None:
+            return Drop("row without text")
+        return whole if len(whole.data) <= limits.max_file_bytes else Drop("file too large")
     before, after = raw(columns.before, "^"), raw(columns.after)
     if before is None or after is None:
         return Drop("row without text")
-    return RawEdit(before, after, str(row.get(columns.message) or "") if columns.message else "")
+    if max(len(before.data), len(after.data)) > limits.max_file_bytes:
+        return Drop("file too large")
+    return RawEdit(before, after)
 
 
 def _files(path: Path, endings: tuple[str, ...], number: int) -> list[Path]:

@@ -17,9 +17,11 @@ from email.parser import Parser
 from pathlib import Path
 
 from openmercury.data.document import Document
+from openmercury.data.sources.archives import BROKEN
 from openmercury.errors import DataError
 
 MAX_FILE_BYTES = 300_000
+MAX_METADATA_BYTES = 10_000_000
 MAX_WHEEL_BYTES = 400_000_000
 _HEAD = 3_000
 _GPL = re.compile(r"\b[AL]?GPL|General Public Licen[sc]e", re.IGNORECASE)
@@ -43,7 +45,7 @@ def find_wheel(requirement: str, cache: Path) -> Path | None:
 
 def fetch_wheel(requirement: str, cache: Path) -> Path:
     """The wheel of `name==version`, downloaded with pip into `cache` when it is not there. Raises DataError."""
-    if re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+", requirement) is None:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+", requirement) is None:
         raise DataError(f"package {requirement!r} is not pinned; write it as name==version")
     found = find_wheel(requirement, cache)
     if found is not None:
@@ -59,9 +61,10 @@ def fetch_wheel(requirement: str, cache: Path) -> Path:
 
 def read_metadata(wheel: zipfile.ZipFile) -> Message:
     """The METADATA of an open wheel. Raises DataError when there is none."""
-    for name in wheel.namelist():
-        if name.endswith(".dist-info/METADATA") and name.count("/") == 1:
-            return Parser().parsestr(wheel.read(name).decode("utf-8", "replace"), headersonly=True)
+    for entry in wheel.infolist():
+        name = entry.filename
+        if name.endswith(".dist-info/METADATA") and name.count("/") == 1 and entry.file_size <= MAX_METADATA_BYTES:
+            return Parser().parsestr(wheel.read(entry).decode("utf-8", "replace"), headersonly=True)
     raise DataError(f"{wheel.filename} has no METADATA; remove the file and download it again")
 
 
@@ -105,24 +108,29 @@ def read_wheel(
     """Documents of one wheel in archive order; `drops` counts files by reason. Raises DataError on a broken wheel."""
     drops = Counter() if drops is None else drops
     try:
-        wheel = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{path.name} is not a zip archive; remove it and download it again") from error
-    with wheel:
-        licence = allowed_licence(read_metadata(wheel), licences)
-        if licence is None:
-            raise DataError(f"{path.name} declares no licence on the list; take the package out of the recipe")
-        entries = [entry for entry in wheel.infolist() if entry.filename.endswith(".py")]
-        if sum(entry.file_size for entry in entries) > MAX_WHEEL_BYTES:
-            raise DataError(f"{path.name} unpacks to more than {MAX_WHEEL_BYTES} bytes; take it out of the recipe")
-        package = "==".join(path.name.split("-")[:2])
-        for entry in entries:
-            if entry.file_size > MAX_FILE_BYTES:
-                drops["too large"] += 1
-                continue
-            text = wheel.read(entry).decode("utf-8", "replace")
-            reason = drop_reason(entry.filename, text, skip_paths)
-            if reason is not None:
-                drops[reason] += 1
-                continue
-            yield Document(f"{package}:{entry.filename}", text, "python", licence, entry.filename)
+        with zipfile.ZipFile(path) as wheel:
+            yield from _documents(path, wheel, licences, skip_paths, drops)
+    except BROKEN as error:
+        raise DataError(f"{path.name} cannot be read ({error}): remove it and download it again") from None
+
+
+def _documents(
+    path: Path, wheel: zipfile.ZipFile, licences: Sequence[str], skip_paths: Sequence[str], drops: Counter[str]
+) -> Iterator[Document]:
+    licence = allowed_licence(read_metadata(wheel), licences)
+    if licence is None:
+        raise DataError(f"{path.name} declares no licence on the list; take the package out of the recipe")
+    entries = [entry for entry in wheel.infolist() if entry.filename.endswith(".py")]
+    if sum(entry.file_size for entry in entries) > MAX_WHEEL_BYTES:
+        raise DataError(f"{path.name} unpacks to more than {MAX_WHEEL_BYTES} bytes; take it out of the recipe")
+    package = "==".join(path.name.split("-")[:2])
+    for entry in entries:
+        if entry.file_size > MAX_FILE_BYTES:
+            drops["too large"] += 1
+            continue
+        text = wheel.read(entry).decode("utf-8", "replace")
+        reason = drop_reason(entry.filename, text, skip_paths)
+        if reason is not None:
+            drops[reason] += 1
+            continue
+        yield Document(f"{package}:{entry.filename}", text, "python", licence, entry.filename)

@@ -9,9 +9,9 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from openmercury.data.chats import SLOTS
-from openmercury.data.exercises import Slots, expand
-from openmercury.data.prompt import Prompt
+from openmercury.data.prompts.chats import SLOTS
+from openmercury.data.prompts.exercises import Slots, expand
+from openmercury.data.prompts.prompt import Prompt
 from openmercury.text.chat import ANY_JSON, told_schema
 
 _FACTS: Slots = SLOTS | {

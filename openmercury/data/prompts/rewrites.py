@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from openmercury.data.functions import Def, Function, parse
-from openmercury.data.prompt import pick, rank
+from openmercury.data.prompts.prompt import pick, rank
 
 MOST_LINES = 25  # of a body that is wrapped
 

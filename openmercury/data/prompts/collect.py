@@ -11,24 +11,25 @@ import lzma
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from openmercury.data import decontaminate
-from openmercury.data.chats import chats
 from openmercury.data.config import PromptRecipe
 from openmercury.data.decontaminate import BenchmarkIndex, read_rows
-from openmercury.data.edits import edit_prompts, release_prompts
-from openmercury.data.exercises import exercises
+from openmercury.data.executors import processes
 from openmercury.data.functions import Function, functions
-from openmercury.data.prompt import Prompt, rank
-from openmercury.data.prompts import fim_prompt, function_prompts
-from openmercury.data.schemas import json_prompts, tool_prompts
-from openmercury.data.sources.pypi import fetch_wheel, normal_name, read_wheel
-from openmercury.data.tasks import exercise_prompt, gsm8k_prompt, mbpp_prompts, worked_prompts
-from openmercury.data.worked import worked
+from openmercury.data.prompts.chats import chats
+from openmercury.data.prompts.code import fim_prompt, function_prompts
+from openmercury.data.prompts.edits import edit_prompts, release_prompts
+from openmercury.data.prompts.exercises import exercises
+from openmercury.data.prompts.prompt import Prompt, rank
+from openmercury.data.prompts.schemas import json_prompts, tool_prompts
+from openmercury.data.prompts.tasks import exercise_prompt, gsm8k_prompt, mbpp_prompts, worked_prompts
+from openmercury.data.prompts.wheels import fetch_wheel, normal_name, read_wheel
+from openmercury.data.prompts.worked import worked
 from openmercury.errors import DataError
 
 MBPP_TRAIN = range(601, 975)
@@ -53,17 +54,20 @@ class Pile:
 
 def prepare_prompts(recipe: PromptRecipe, cache: Path, out: Path, eval_data: Path) -> Path:
     """Writes `out`/prompts.jsonl.xz and report.md, and returns the former. Raises DataError on missing sources."""
-    eval_data = decontaminate.eval_folder(eval_data)
+    eval_data = decontaminate.eval_folder(eval_data, "give --eval-data")
     wheels = [fetch_wheel(requirement, cache) for requirement in recipe.packages]
     earlier = [fetch_wheel(requirement, cache) for requirement in recipe.earlier]
     index = BenchmarkIndex.load(eval_data)
     pile = Pile()
-    with ProcessPoolExecutor(recipe.workers) as pool:
+    with processes(recipe.workers) as pool:
         jobs = [pool.submit(partial(read_package, recipe, index), wheel) for wheel in sorted(wheels, key=_size)]
         jobs += [pool.submit(partial(read_releases, recipe, index), *pair) for pair in pairs(earlier, wheels)]
         jobs += [pool.submit(partial(write_tasks, recipe, index), eval_data)]
-        for job in jobs:
-            pile.add(job.result())
+        try:
+            for job in jobs:
+                pile.add(job.result())
+        except BrokenProcessPool:
+            raise DataError("a worker was killed, most often for want of memory: set fewer `workers`") from None
     chosen = choose(pile, recipe)
     out.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(prompt.row(), ensure_ascii=False) + "\n" for prompt in chosen)

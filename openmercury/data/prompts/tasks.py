@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from openmercury.data.exercises import Exercise
-from openmercury.data.prompt import Check, Prompt, fill, pick, rank
-from openmercury.data.prompts import COMPLETE, LANGUAGES, PORT_TEXT, third_person
-from openmercury.data.worked import Worked
+from openmercury.data.prompts.code import COMPLETE, LANGUAGES, PORT_TEXT, third_person
+from openmercury.data.prompts.exercises import Exercise
+from openmercury.data.prompts.prompt import Check, Prompt, fill, pick, rank
+from openmercury.data.prompts.worked import Worked
 
 _STUB_TYPES = {"k": "int", "n": "int", "ch": "str", "source": "str"}
 _RETURNS = (

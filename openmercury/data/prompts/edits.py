@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from openmercury.data.functions import Function
-from openmercury.data.prompt import Prompt, fill, pick, rank
-from openmercury.data.prompts import without_docstring
-from openmercury.data.rewrites import Rewrite, elide, hunks, rewrites
+from openmercury.data.prompts.code import without_docstring
+from openmercury.data.prompts.prompt import Prompt, fill, pick, rank
+from openmercury.data.prompts.rewrites import Rewrite, elide, hunks, rewrites
 from openmercury.text import edit as form
 
 _EDIT = (

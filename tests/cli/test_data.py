@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from openmercury.cli import main, rows
+from openmercury.cli import data, main
 from openmercury.data.shards import Example, read_shard, write_manifest, write_shard
 from openmercury.text.tokenizer import Tokenizer
 from tests.text import made
@@ -76,7 +76,7 @@ def test_colours_on_a_terminal(shard: Path, model: Path) -> None:
     console = Console(force_terminal=True, color_system="standard", highlight=False, _environ={})
     with console.capture() as capture:
         example = list(read_shard(shard).each())[2]
-        rows._print_example(2, example, Tokenizer.load(model), console)
+        data._print_example(2, example, Tokenizer.load(model), console)
     assert "\x1b[2ma\x1b[0m\x1b[1;32m[\x1b[0m" in capture.get()
 
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 
 from openmercury.data.functions import Function, parse
-from openmercury.data.prompt import Check, Prompt, fill, pick, rank
+from openmercury.data.prompts.prompt import Check, Prompt, fill, pick, rank
 
 LANGUAGES = ("JavaScript", "TypeScript", "Java", "C++", "Go", "Rust", "Bash", "PHP", "C#", "Ruby")
 SOFT_LIMIT = 1_100

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from openmercury.data.exercises import Slots, expand
+from openmercury.data.prompts.exercises import Slots, expand
 
 SLOTS: Slots = {
     "pair": "a list and a tuple|a process and a thread|`==` and `is`|a shallow and a deep copy|`git merge` and `git "
