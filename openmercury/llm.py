@@ -21,7 +21,7 @@ from openmercury.engine.request import FinishReason, Request
 from openmercury.engine.setup import setup
 from openmercury.engine.stats import EngineStats
 from openmercury.errors import CheckpointError, ContextOverflowError, EmptyPromptError, OpenMercuryError
-from openmercury.model.config import read_config
+from openmercury.model.config import ModelConfig, read_config
 from openmercury.model.costs import FORMATS, pack_as
 from openmercury.model.device import pick_device
 from openmercury.model.weights import Progress, load_model
@@ -87,6 +87,14 @@ def default_model() -> Path:
     return Path(os.environ.get("OPENMERCURY_MODEL") or SHIPPED)
 
 
+def find(model: str | Path | None) -> Path:
+    """The folder of a checkpoint, None: of the default one; raises CheckpointError where there is none."""
+    folder = default_model() if model is None else Path(model)
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no model folder {folder}: give --model, or make one with `openmercury import`")
+    return folder
+
+
 class LLM:
     """A loaded checkpoint with its tokenizer and engine.
 
@@ -106,11 +114,7 @@ class LLM:
         engine_changes: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        folder = default_model() if model is None else Path(model)
-        if not folder.is_dir():
-            raise CheckpointError(
-                f"there is no model folder {folder}: give --model, or make one with `openmercury import`"
-            )
+        folder = find(model)
         begin = time.monotonic()
         on = pick_device(device)
         self.config = read_config(folder)
@@ -259,18 +263,19 @@ class LLM:
             output = None if request.finish_reason is None else _output(request, stream, seen, time.monotonic() - begin)
             draft: tuple[DraftPiece, ...] = ()
             if show_draft and output is None:
-                draft = self.draft_pieces(self.engine.runner.drafts(request), request.params.mode)
+                ids = self.engine.drafts(request)
+                draft = draft_pieces(self.tokenizer, self.config, ids, request.params.mode)
             yield Step(stream.text, draft, request.forwards, request.finish_reason, output, len(request.completion))
 
-    def draft_pieces(self, ids: Sequence[int], mode: Mode) -> tuple[DraftPiece, ...]:
-        """The active block or the drafts of a request of this mode, for display."""
-        if mode in ("verified", "auto"):
-            return (DraftPiece(self.tokenizer.decode(ids), "draft"),) if ids else ()
-        mask = self.engine.runner.mask_id
-        return tuple(
-            DraftPiece("", "masked") if token == mask else DraftPiece(self.tokenizer.decode([token]), "draft")
-            for token in ids
-        )
+
+def draft_pieces(tokenizer: Tokenizer, config: ModelConfig, ids: Sequence[int], mode: Mode) -> tuple[DraftPiece, ...]:
+    """The active block or the drafts of a request of this mode, for display."""
+    if mode in ("verified", "auto"):
+        return (DraftPiece(tokenizer.decode(ids), "draft"),) if ids else ()
+    mask = None if config.diffusion is None else config.diffusion.mask_id
+    return tuple(
+        DraftPiece("", "masked") if token == mask else DraftPiece(tokenizer.decode([token]), "draft") for token in ids
+    )
 
 
 def _feed(stream: TextStream, request: Request, seen: int) -> int:

@@ -5,6 +5,7 @@ Tables go to stdout, the progress bar to stderr. All rows come from one process,
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from openmercury.eval.speed import Speed
     from openmercury.llm import LLM
     from openmercury.model.config import ModelConfig
+    from openmercury.server.remote import RemoteLLM
 
 LOAD, NETWORK = "Load", "Forwards alone"
 OPEN_WARM_UP = 32  # clients of the pass before an open loop
@@ -37,7 +39,7 @@ SIMULATED_TPF = {"ar": 1.0, "verified": 5.4, "diffusion": 4.0}
 NO_RANDOM, RANDOM = "a checkpoint, not with --random-weights", "--random-weights and --concurrency"
 LOOP, OPEN, BASELINE = "--concurrency or --rate", "--rate", "--baseline"
 PROMPTED, CLOSED = "--concurrency or --rate over a checkpoint", "--concurrency over a checkpoint"
-BEHIND = "--forward or --random-weights"
+BEHIND, HTTP = "--forward or --random-weights", "--http"
 GOES_WITH = {
     "model": NO_RANDOM,
     "rate": NO_RANDOM,
@@ -50,6 +52,7 @@ GOES_WITH = {
     "baseline": CLOSED,
     "picture": CLOSED,
     "http": CLOSED,
+    "engine_process": HTTP,
     "seed": OPEN,
     "baseline_limit": BASELINE,
     "context": BEHIND,
@@ -106,6 +109,9 @@ def bench(
     http: Annotated[
         bool, option("Measure each closed loop over HTTP, too, with the server in this process.", panel=LOAD)
     ] = False,
+    engine_process: Annotated[
+        bool | None, option("With --http: an engine in a process of its own. Default: as `serve`.", panel=LOAD)
+    ] = None,
     picture: Annotated[
         Path | None, option("Draw speed against concurrency: a .png or .svg file.", panel=SHOWN, metavar="OUT")
     ] = None,
@@ -125,6 +131,7 @@ def bench(
             CLOSED: random_weights is None and bool(levels),
             OPEN: bool(rates),
             BASELINE: baseline is not None,
+            HTTP: http,
             BEHIND: bool(positions) or random_weights is not None,
         },
     )
@@ -152,7 +159,9 @@ def bench(
             asked = sets.load(prompts, data, llm.tokenizer).with_limits(limit, max_tokens)
             each = [asked_params(name, asked) for name in modes]
             base = _baseline(llm, asked, baseline_limit) if baseline else None
-            rows = _loops(report, llm, asked, each, Loads(levels, rates, requests, seed, http), base)
+            loads = Loads(levels, rates, requests, seed, http)
+            with bench_http.behind(llm, engine_process) if http else contextlib.nullcontext(llm) as behind:
+                rows = _loops(report, llm, behind, asked, each, loads, base)
             if picture is not None:
                 _draw(report, picture, rows, base)
     if positions:
@@ -285,7 +294,13 @@ def _baseline(llm: LLM, asked: PromptSet, limit: int) -> Baseline:
 
 
 def _loops(
-    report: Report, llm: LLM, asked: PromptSet, each: list[SamplingParams], loads: Loads, base: Baseline | None
+    report: Report,
+    llm: LLM,
+    behind: LLM | RemoteLLM,
+    asked: PromptSet,
+    each: list[SamplingParams],
+    loads: Loads,
+    base: Baseline | None,
 ) -> list[Speed]:
     from openmercury.cli.show import progress
     from openmercury.eval.speed import Bench
@@ -310,7 +325,7 @@ def _loops(
                 bench.warm_up(params, level)
                 tell(bench.closed(params, level, count, advance))
             if loads.http:
-                served.append(bench_http.over(llm, asked, params, rows[-1]))
+                served.append(bench_http.over(behind, asked, params, rows[-1]))
                 report.row("served", served[-1])
     for rate in loads.rates:
         count = loads.requests or len(asked.prompts)

@@ -1,6 +1,7 @@
 """What HTTP costs: the same prompts given to the engine, and over a socket to the server in front of it.
 
-Both run in this process, one behind the other; the clients run in another one. Processor time is this process's.
+Both run in this process, one behind the other, or the server with an engine that has a process of its own, as it serves
+then; the clients run in another one. Processor time is this process's.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from openmercury.eval.prompts import PromptSet
     from openmercury.eval.speed import Speed
     from openmercury.llm import LLM
+    from openmercury.server.remote import RemoteLLM
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,34 @@ def check() -> None:
         raise UnsupportedError(f"--http needs {error.name}: pip install 'openmercury[server]'") from None
 
 
-def over(llm: LLM, asked: PromptSet, params: SamplingParams, direct: Speed) -> Served:
+@contextlib.contextmanager
+def behind(llm: LLM, asked: bool | None) -> Iterator[LLM | RemoteLLM]:
+    """What answers over HTTP: `llm`, or its checkpoint with an engine in a process of its own; None: as `serve`."""
+    from openmercury.server.remote import RemoteLLM, apart
+
+    if not apart("auto" if asked is None else asked, llm.device):
+        yield llm
+        return
+    changes = llm.engine.config.model_dump()
+    with contextlib.closing(
+        RemoteLLM.open(llm.folder, device=llm.device, dtype=llm.dtype, engine_changes=changes)
+    ) as remote:
+        yield remote
+
+
+def over(llm: LLM | RemoteLLM, asked: PromptSet, params: SamplingParams, direct: Speed) -> Served:
     """The closed loop of `direct` over HTTP; raises ServerError where an answer does not come."""
     from openmercury.eval.clients import Load
     from openmercury.eval.speed import percentile
+    from openmercury.server.remote import RemoteLLM
 
     assert direct.concurrency is not None
+    if isinstance(llm, RemoteLLM):
+        llm.warm_up(direct.concurrency, params)
     bodies = list(itertools.islice(itertools.cycle(_bodies(llm, asked, params)), direct.requests))
     with serving(llm) as port:
+        if isinstance(llm, RemoteLLM):  # the direct loop has warmed another engine
+            Load(port, bodies[: 2 * direct.concurrency], direct.concurrency).visits()
         before = time.process_time()
         visits = Load(port, bodies, direct.concurrency).visits()
         cpu = time.process_time() - before
@@ -96,18 +118,18 @@ def over(llm: LLM, asked: PromptSet, params: SamplingParams, direct: Speed) -> S
     )
 
 
-def _bodies(llm: LLM, asked: PromptSet, params: SamplingParams) -> list[dict[str, Any]]:
+def _bodies(llm: LLM | RemoteLLM, asked: PromptSet, params: SamplingParams) -> list[dict[str, Any]]:
     told = {"model": _name(llm), "stream": True, "stream_options": {"include_usage": True}, "mode": params.mode}
     told |= {"max_tokens": params.max_tokens, "ignore_eos": params.ignore_eos, "temperature": 0}
     return [{**told, "messages": [{"role": "user", "content": text}]} for text in asked.texts]
 
 
-def _name(llm: LLM) -> str:
+def _name(llm: LLM | RemoteLLM) -> str:
     return llm.folder.resolve().name
 
 
 @contextlib.contextmanager
-def serving(llm: LLM) -> Iterator[int]:
+def serving(llm: LLM | RemoteLLM) -> Iterator[int]:
     """The server in a thread of this process, set as its environment says; gives its port."""
     from openmercury.server.app import create_app, settle, web_server
     from openmercury.server.service import Service

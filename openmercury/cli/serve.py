@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from openmercury.cli.options import DECODING, MODEL, DtypeName, ModeName, option
-from openmercury.errors import ConfigError, UnsupportedError
+from openmercury.errors import ConfigError, EngineStoppedError, UnsupportedError
 
 if TYPE_CHECKING:
     from openmercury.llm import LLM
+    from openmercury.model.weights import Progress
+    from openmercury.server.remote import RemoteLLM
     from openmercury.server.settings import ServerSettings
     from openmercury.server.telemetry import Telemetry
 
@@ -50,12 +54,16 @@ def serve(
     max_waiting: Annotated[
         int | None, option("Waiting for their turn, before others are refused. Default: 256.", panel=ALLOWED)
     ] = None,
+    engine_process: Annotated[
+        bool | None, option("Give the engine a process of its own. Default: on a GPU, with two cores.", panel=ALLOWED)
+    ] = None,
     log_format: Annotated[Literal["text", "json"] | None, option("Form of the log. Default: json.")] = None,
 ) -> None:
     """Serve the model over HTTP. Every setting is also a variable OPENMERCURY_…: docs/server.md lists them."""
     given = {
         "host": host, "port": port, "keys": keys, "mode": mode, "requests_per_minute": requests_per_minute,
         "tokens_per_minute": tokens_per_minute, "max_waiting": max_waiting, "log_format": log_format,
+        "engine_process": engine_process,
         "aliases": None if alias is None else tuple(alias),
     }  # fmt: skip
     settings = _settings({key: value for key, value in given.items() if value is not None})
@@ -70,22 +78,42 @@ def serve(
     traces = telemetry.from_environment(os.environ)
     listener = _bound(settings.host, settings.port)
     changes = {"max_waiting": settings.max_waiting, **({} if max_requests is None else {"max_requests": max_requests})}
-    _run(load_llm(model, device, dtype, changes), name, settings, listener, traces)
+    from openmercury.server.remote import apart
+
+    if apart(settings.engine_process, device):
+        remote = load_remote(model, device, dtype, changes, settings.log_format)
+        with contextlib.closing(remote):
+            _run(remote, name, settings, listener, traces)
+    else:
+        _run(load_llm(model, device, dtype, changes), name, settings, listener, traces)
 
 
 def load_llm(model: str | None, device: str, dtype: str, changes: dict[str, Any]) -> LLM:
     """The model that answers, with a spinner where somebody watches; tests put a tiny one here."""
-    from openmercury.cli.show import waiting
     from openmercury.llm import LLM
 
-    with waiting("loading the model") as tell:
-        return LLM(
-            model,
-            device=device,
-            dtype=dtype,
-            engine_changes=changes,
-            progress=lambda done, total: tell(f"loading the model, {done / total:.0%}"),
+    with _loading() as progress:
+        return LLM(model, device=device, dtype=dtype, engine_changes=changes, progress=progress)
+
+
+def load_remote(
+    model: str | None, device: str, dtype: str, changes: dict[str, Any], log_format: Literal["text", "json"]
+) -> RemoteLLM:
+    """The same, with its engine in a process of its own."""
+    from openmercury.server.remote import RemoteLLM
+
+    with _loading() as progress:
+        return RemoteLLM.open(
+            model, device=device, dtype=dtype, engine_changes=changes, progress=progress, log_format=log_format
         )
+
+
+@contextlib.contextmanager
+def _loading() -> Iterator[Progress]:
+    from openmercury.cli.show import waiting
+
+    with waiting("loading the model") as tell:
+        yield lambda done, total: tell(f"loading the model, {done / total:.0%}")
 
 
 def _settings(given: dict[str, Any]) -> ServerSettings:
@@ -118,10 +146,15 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def _run(
-    llm: LLM, name: str | None, settings: ServerSettings, listener: socket.socket, traces: Telemetry | None
+    llm: LLM | RemoteLLM,
+    name: str | None,
+    settings: ServerSettings,
+    listener: socket.socket,
+    traces: Telemetry | None,
 ) -> None:
     from openmercury.server import logs
     from openmercury.server.app import create_app, settle, warm_up, web_server
+    from openmercury.server.remote import RemoteLLM
     from openmercury.server.service import Service
 
     logs.configure(settings.log_format)
@@ -139,4 +172,9 @@ def _run(
         flush=True,
     )
     settle()
-    web_server(app, settings).run(sockets=[listener])
+    server = web_server(app, settings)
+    if isinstance(llm, RemoteLLM):
+        llm.engine.when_ended(lambda: setattr(server, "should_exit", True))
+    server.run(sockets=[listener])
+    if isinstance(llm, RemoteLLM) and (died := llm.engine.died) is not None:
+        raise EngineStoppedError(died)

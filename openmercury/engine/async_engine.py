@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 from openmercury.engine.constraint import Constraint
 from openmercury.engine.engine import Engine
 from openmercury.engine.params import SamplingParams
+from openmercury.engine.remote import RemoteEngine
 from openmercury.engine.request import FinishReason, Request
 from openmercury.errors import EngineStoppedError, OpenMercuryError
 
@@ -91,7 +92,7 @@ class Stream:
 class AsyncEngine:
     """Owns an engine and the one thread that may touch it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine | RemoteEngine) -> None:
         self.engine = engine
         self._inbox: queue.SimpleQueue[_Mailbox | _Errand | None] = queue.SimpleQueue()  # may be filled from `__del__`
         self._live: dict[Request, _Mailbox] = {}
@@ -120,11 +121,12 @@ class AsyncEngine:
         where more than READERS requests are under way, the pace is twice, three times … as slow.
         """
         request = self.engine.request(prompt, params, eos, expected=expected, constraint=constraint)
-        mailbox = _Mailbox(request, draft, self._inbox, lambda: pace * -(-len(self._live) // READERS))
+        request.watched = draft
+        mailbox = _Mailbox(request, self._inbox, lambda: pace * -(-len(self._live) // READERS))
         with self._gate:
             if self._stopped is not None:
                 raise self._stopped.with_traceback(None)
-            self.engine.scheduler.check_room(self._inbox.qsize())
+            self.engine.check_room(self._inbox.qsize())
             self._inbox.put(mailbox)
         return Stream(mailbox)
 
@@ -146,6 +148,10 @@ class AsyncEngine:
         result: T = await asyncio.wrap_future(errand.result)
         return result
 
+    def look(self) -> None:
+        """Have the engine's thread look at its engine, though nobody asks for anything; from any thread."""
+        self._inbox.put(_Errand(lambda: None))
+
     def close(self, *, drain: bool = True) -> None:
         """Refuse new requests, finish those under way or (without `drain`) fail them, and end the thread.
 
@@ -166,6 +172,8 @@ class AsyncEngine:
         except BaseException as cause:  # whatever it is, nobody may be left waiting
             error = EngineStoppedError(f"the engine broke down ({type(cause).__name__}: {cause}): start another one")
             error.__cause__ = cause
+            if isinstance(cause, EngineStoppedError):  # it has said so itself
+                error = cause
             with self._gate:
                 self._stopped = error
             with contextlib.suppress(queue.Empty):
@@ -205,15 +213,15 @@ class AsyncEngine:
             self._wake()
 
     def _step(self) -> None:
-        for request in self.engine.step(wait=any(mailbox.draft for mailbox in self._live.values())):
+        for request in self.engine.step():
             if request in self._live:
                 self._post(request)
         self._wake()
 
     def _post(self, request: Request) -> None:
         mailbox = self._live[request]
-        draft = mailbox.draft and request.finish_reason is None
-        reader = mailbox.post(self.engine.runner.drafts(request) if draft else [])
+        draft = request.watched and request.finish_reason is None
+        reader = mailbox.post(self.engine.drafts(request) if draft else [])
         if reader is not None:
             self._woken.append(reader)
         if request.finish_reason is not None:
@@ -239,11 +247,10 @@ class _Mailbox:
     def __init__(
         self,
         request: Request,
-        draft: bool,
         inbox: queue.SimpleQueue[_Mailbox | _Errand | None],
         pace: Callable[[], float],
     ) -> None:
-        self.request, self.draft, self._inbox = request, draft, inbox
+        self.request, self._inbox = request, inbox
         self._pace, self._due = pace, float("-inf")
         self._lock = threading.Lock()
         self._sent = len(request.tokens)

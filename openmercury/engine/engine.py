@@ -13,33 +13,36 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from openmercury.engine.config import ROW_BUCKETS, EngineConfig, bucket
 from openmercury.engine.constraint import Constraint
-from openmercury.engine.expected import COPYING_MODES, Expected
+from openmercury.engine.expected import Expected
 from openmercury.engine.guide import cannot_follow, guide
 from openmercury.engine.modes import COPIED, Shape
 from openmercury.engine.pages import PagePool
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.policy import AutoPolicy, Load, Report
-from openmercury.engine.request import Request
+from openmercury.engine.request import Request, checked
 from openmercury.engine.runner import Pending, Progress, Runner
 from openmercury.engine.scheduler import Decode, Plan, PrefillSpan, Scheduler
-from openmercury.engine.state import FAILED, MAX_STOP_IDS, RUNNING, STOP
+from openmercury.engine.state import FAILED, RUNNING, STOP
 from openmercury.engine.stats import EngineStats, timed_host
-from openmercury.errors import (
-    ContextOverflowError,
-    EmptyPromptError,
-    InputError,
-    RequestFailedError,
-    UnsupportedError,
-)
+from openmercury.errors import RequestFailedError
 from openmercury.model.transformer import Transformer
 
 T = TypeVar("T")
 
 WIDEST = 128  # positions a block may have: requests ask for up to 64, `probe` for more
+
+
+class Counts(NamedTuple):
+    """Requests by where they are, and pages of the cache."""
+
+    running: int
+    waiting: int
+    pages: int
+    pages_free: int
 
 
 class Engine:
@@ -80,39 +83,12 @@ class Engine:
 
         `max_tokens` beyond the context is lowered to what fits; such an answer ends with finish_reason "length".
         """
-        config = self.model.config
-        if not prompt:
-            raise EmptyPromptError("the prompt is empty: give at least one token")
-        if len(prompt) >= config.max_context:
-            raise ContextOverflowError(
-                f"the prompt has {len(prompt)} tokens and the context holds {config.max_context}: shorten the prompt"
-            )
-        if params.mode in ("verified", "diffusion") and config.diffusion is None:
-            raise UnsupportedError(
-                f"this checkpoint was not trained to denoise, so mode {params.mode} cannot run: use mode ar or train it"
-            )
-        if expected is not None and params.mode not in COPYING_MODES:
-            raise InputError(f"expected tokens only act in modes verified and auto, not in {params.mode}: drop them")
-        for name, ids in (("prompt", prompt), ("expected text", expected)):
-            if ids and not 0 <= min(ids) <= max(ids) < config.vocab_size:
-                raise InputError(
-                    f"the {name} has ids outside 0 ‥ {config.vocab_size - 1}: use this checkpoint's tokenizer"
-                )
-        room = config.max_context - len(prompt)
-        if params.max_tokens > room:
-            params = params.model_copy(update={"max_tokens": room})
-        facts = config.diffusion
+        facts = self.model.config.diffusion
+        params, ends = checked(self.model.config, prompt, params, eos, expected, constraint)
         block = min(facts.block_size, self.config.block_limit) if facts is not None else 1
         drafted = self.config.draft_width if params.mode == "verified" else block
         widest = max(shape.width for shape in self.policy.shapes)
         width = widest if params.mode == "auto" else params.block_size or drafted
-        ends = frozenset() if params.ignore_eos else frozenset(config.eos_ids if eos is None else eos)
-        if len(ends) > MAX_STOP_IDS:
-            raise InputError(f"there are {len(ends)} stop ids and room for {MAX_STOP_IDS}: give fewer")
-        if constraint is not None and params.ignore_eos:
-            raise InputError("ignore_eos lets no grammar end the answer: drop it or the grammar")
-        if constraint is not None and expected:
-            raise InputError("expected tokens and a grammar do not go together: drop one of them")
         source = Expected(expected, len(prompt)) if expected else None
         return Request(list(prompt), params, ends, width, source, constraint)
 
@@ -150,6 +126,24 @@ class Engine:
                 self.runner.warm_decode(shape, rows, kind, self.policy.steps(shape, rows, kind))
 
     @property
+    def room(self) -> float:
+        """How many more requests may be submitted; see `Scheduler.room`."""
+        return self.scheduler.room
+
+    def check_room(self, coming: int) -> None:
+        """Raise QueueFullError where there is no room behind the `coming` ones."""
+        self.scheduler.check_room(coming)
+
+    def counts(self) -> Counts:
+        """How much is under way, and how full the cache is."""
+        pool = self.scheduler.pool
+        return Counts(len(self.scheduler.running), len(self.scheduler.waiting), pool.capacity, pool.available)
+
+    def drafts(self, request: Request) -> list[int]:
+        """See `Runner.drafts`."""
+        return self.runner.drafts(request)
+
+    @property
     def busy(self) -> bool:
         """Is anything waiting or running?"""
         return bool(self.scheduler.waiting or self.scheduler.running or self.launched)
@@ -159,8 +153,9 @@ class Engine:
 
         With `overlap` (the default on CUDA) a step launches its forwards and then reads those of the step before, so
         the device never waits for the host; a request that has ended takes part in one more forward, to no effect.
-        `wait` reads this step's, too.
+        `wait` reads this step's, too, and so does a request that is watched.
         """
+        wait = wait or any(request.watched for request in (*self.scheduler.running, *self.scheduler.waiting))
         moved: list[Request] = []
         before, self.launched = self.launched, []
 

@@ -6,6 +6,7 @@ A request has no phases. `tokens` is the committed text, `written` how much of i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,9 +14,17 @@ from torch import Tensor
 
 from openmercury.diffusion.sample import Sampling
 from openmercury.engine.constraint import Constraint
-from openmercury.engine.expected import COPY_WIDTH, Expected
+from openmercury.engine.expected import COPY_WIDTH, COPYING_MODES, Expected
 from openmercury.engine.params import Mode, SamplingParams
-from openmercury.errors import OpenMercuryError
+from openmercury.engine.state import MAX_STOP_IDS
+from openmercury.errors import (
+    ContextOverflowError,
+    EmptyPromptError,
+    InputError,
+    OpenMercuryError,
+    UnsupportedError,
+)
+from openmercury.model.config import ModelConfig
 
 FinishReason = Literal["stop", "length", "deadline", "abort", "error"]  # error: `Request.error` says which
 
@@ -36,6 +45,7 @@ class Request:
     error: OpenMercuryError | None = None
     expires: float | None = None  # time.monotonic() at which it ends
     admitted: float | None = None  # time.monotonic() at which it first left the queue
+    watched: bool = False  # are its drafts shown, so that each forward is to be read?
     suspects: int = 0  # after a fault, only requests of the same number share a forward; 0: free of suspicion
 
     slot: int | None = None
@@ -100,3 +110,43 @@ class Request:
     def unwritten(self) -> int:
         """Tokens that prefill has still to write; later ones ride in decoding forwards."""
         return max(0, self.prefill_end - self.written)
+
+
+def checked(
+    config: ModelConfig,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    eos: Sequence[int] | None,
+    expected: Sequence[int] | None,
+    constraint: Constraint | None,
+) -> tuple[SamplingParams, frozenset[int]]:
+    """What is asked of a checkpoint, with `max_tokens` that fit into its context, and the tokens that end the answer.
+
+    Raises InputError or UnsupportedError with the remedy.
+    """
+    if not prompt:
+        raise EmptyPromptError("the prompt is empty: give at least one token")
+    if len(prompt) >= config.max_context:
+        raise ContextOverflowError(
+            f"the prompt has {len(prompt)} tokens and the context holds {config.max_context}: shorten the prompt"
+        )
+    if params.mode in ("verified", "diffusion") and config.diffusion is None:
+        raise UnsupportedError(
+            f"this checkpoint was not trained to denoise, so mode {params.mode} cannot run: use mode ar or train it"
+        )
+    if expected is not None and params.mode not in COPYING_MODES:
+        raise InputError(f"expected tokens only act in modes verified and auto, not in {params.mode}: drop them")
+    for name, ids in (("prompt", prompt), ("expected text", expected)):
+        if ids and not 0 <= min(ids) <= max(ids) < config.vocab_size:
+            raise InputError(f"the {name} has ids outside 0 ‥ {config.vocab_size - 1}: use this checkpoint's tokenizer")
+    room = config.max_context - len(prompt)
+    if params.max_tokens > room:
+        params = params.model_copy(update={"max_tokens": room})
+    ends = frozenset[int]() if params.ignore_eos else frozenset(config.eos_ids if eos is None else eos)
+    if len(ends) > MAX_STOP_IDS:
+        raise InputError(f"there are {len(ends)} stop ids and room for {MAX_STOP_IDS}: give fewer")
+    if constraint is not None and params.ignore_eos:
+        raise InputError("ignore_eos lets no grammar end the answer: drop it or the grammar")
+    if constraint is not None and expected:
+        raise InputError("expected tokens and a grammar do not go together: drop one of them")
+    return params, ends

@@ -55,6 +55,11 @@ SAMPLINGS: tuple[Sampling, ...] = ("greedy", "sampled", "truncated")  # each als
 GROWTH = 8  # pages taken at a time while there are plenty
 
 
+def queue_full(waiting: int) -> QueueFullError:
+    """What is said to one more than may wait."""
+    return QueueFullError(f"{waiting} requests wait already: try again later, or raise max_waiting or max_requests")
+
+
 class Scheduler:
     """Waiting and running requests, slots and pages."""
 
@@ -73,10 +78,7 @@ class Scheduler:
     def check_room(self, coming: int = 0) -> None:
         """Raise QueueFullError where there is no room behind the `coming` ones."""
         if self.room <= coming:
-            raise QueueFullError(
-                f"{len(self.waiting) + coming} requests wait already: try again later, or raise max_waiting or "
-                "max_requests"
-            )
+            raise queue_full(len(self.waiting) + coming)
 
     def submit(self, request: Request) -> None:
         """Queue a request; raises ContextOverflowError when it could not fit even alone, and as `check_room`."""

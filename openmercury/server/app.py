@@ -24,6 +24,7 @@ from openmercury.server.connection import impatient
 from openmercury.server.guard import Guard
 from openmercury.server.limits import Room
 from openmercury.server.metrics import Meters
+from openmercury.server.remote import RemoteLLM
 from openmercury.server.service import Service
 from openmercury.server.settings import ServerSettings
 from openmercury.server.telemetry import Telemetry
@@ -79,7 +80,7 @@ def create_app(service: Service, settings: ServerSettings, traces: Telemetry | N
     return app
 
 
-def warm_up(llm: LLM, settings: ServerSettings) -> None:
+def warm_up(llm: LLM | RemoteLLM, settings: ServerSettings) -> None:
     """Have ready on a GPU what some chats at once want, and what one editor does: a fill, an edit and a merge."""
     plain = SamplingParams(mode=settings.mode, temperature=settings.temperature)
     llm.warm_up(CHATS, plain)

@@ -28,13 +28,13 @@ class Meters:
         self._prompt = Counter("openmercury_prompt_tokens", "Tokens of prompts.", registry=registry)
         self._completion = Counter("openmercury_completion_tokens", "Tokens written.", ("mode",), registry=registry)
         self._forwards = Counter("openmercury_forwards", "Forwards of requests.", ("mode",), registry=registry)
-        scheduler = service.llm.engine.scheduler
+        engine = service.llm.engine
         gauges = {
             "requests_in_flight": lambda: room.running,
-            "engine_running": lambda: len(scheduler.running),
-            "engine_waiting": lambda: len(scheduler.waiting),
-            "cache_pages": lambda: scheduler.pool.capacity,
-            "cache_pages_free": lambda: scheduler.pool.available,
+            "engine_running": lambda: engine.counts().running,
+            "engine_waiting": lambda: engine.counts().waiting,
+            "cache_pages": lambda: engine.counts().pages,
+            "cache_pages_free": lambda: engine.counts().pages_free,
         }
         for name, read in gauges.items():
             Gauge(f"openmercury_{name}", name.replace("_", " ").capitalize() + ".", registry=registry).set_function(

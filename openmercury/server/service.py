@@ -12,7 +12,8 @@ from openmercury.diffusion.bound import TokenOdds
 from openmercury.engine.async_engine import AsyncEngine, Stream, Update
 from openmercury.engine.constraint import Constraint
 from openmercury.engine.params import Mode, SamplingParams
-from openmercury.llm import LLM, DraftPiece
+from openmercury.llm import LLM, DraftPiece, draft_pieces
+from openmercury.server.remote import RemoteLLM
 from openmercury.text.grammar import Grammars
 from openmercury.text.stream import TextStream
 
@@ -42,7 +43,9 @@ class Answer:
     `aclose`, or cancelling the task that awaits a piece, aborts the request within one step.
     """
 
-    def __init__(self, llm: LLM, stream: Stream, stop: Sequence[str], ends: frozenset[int], mode: Mode) -> None:
+    def __init__(
+        self, llm: LLM | RemoteLLM, stream: Stream, stop: Sequence[str], ends: frozenset[int], mode: Mode
+    ) -> None:
         self._llm, self._stream, self._stop, self._ends, self._mode = llm, stream, stop, ends, mode
         self._text = TextStream(llm.tokenizer, stop)
         self._tokens, self._ended = 0, False
@@ -83,7 +86,7 @@ class Answer:
         self._ended = finish is not None
         draft: tuple[DraftPiece, ...] = ()
         if update.draft and not self._ended:
-            draft = self._llm.draft_pieces(update.draft, self._mode)
+            draft = draft_pieces(self._llm.tokenizer, self._llm.config, update.draft, self._mode)
             if self._text.held:  # settled, but perhaps the beginning of a stop string
                 draft = (DraftPiece(self._text.held, "draft"), *draft)
         return Piece(text, self._tokens, update.forwards, draft, finish, update.cached, tuple(ids))
@@ -106,12 +109,14 @@ class Answer:
 
 
 class Service:
-    """Owns the engine's thread. `name` is the model's id on the wire."""
+    """Owns the engine's thread, but not the process that `RemoteLLM` has. `name` is the model's id on the wire."""
 
-    def __init__(self, llm: LLM, name: str) -> None:
+    def __init__(self, llm: LLM | RemoteLLM, name: str) -> None:
         self.llm, self.name = llm, name
         self.created = int(time.time())
         self.engine = AsyncEngine(llm.engine)
+        if isinstance(llm, RemoteLLM):
+            llm.engine.when_ended(self.engine.look)
         self.grammars = Grammars(llm.tokenizer, llm.config.eos_ids)
 
     @property
@@ -127,7 +132,7 @@ class Service:
     @property
     def has_room(self) -> bool:
         """Would another request be taken?"""
-        return self.llm.engine.scheduler.room > 0
+        return self.llm.engine.room > 0
 
     def submit(
         self,

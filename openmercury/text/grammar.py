@@ -40,7 +40,7 @@ class Grammars:
         self._tokenizer, self._eos, self._most = tokenizer, frozenset(eos_ids), most
         self._lock, self._compiling = threading.Lock(), threading.Lock()
         self._core: llguidance.LLTokenizer | None = None
-        self._known: OrderedDict[tuple[str, str], llguidance.LLMatcher] = OrderedDict()
+        self._known: OrderedDict[tuple[Kind, str], llguidance.LLMatcher] = OrderedDict()
 
     def follow(self, kind: Kind, grammar: str, *, forced: bool = True) -> Follower:
         """The beginning of a text of this grammar; a JSON schema is given as what `json_grammar` returns.
@@ -50,7 +50,7 @@ class Grammars:
         """
         if len(grammar) > LONGEST:
             raise InputError(f"the {NAMES[kind]} has {len(grammar)} characters and may have {LONGEST}: shorten it")
-        key = (kind, grammar)
+        key: tuple[Kind, str] = (kind, grammar)
         with self._lock:
             matcher = self._known.get(key)
             if self._core is None:
@@ -63,16 +63,23 @@ class Grammars:
             self._known.move_to_end(key)
             if len(self._known) > self._most:
                 self._known.popitem(last=False)
-            return Follower(matcher.deep_copy(), self._eos, self._core, forced=forced)
+            return Follower(matcher.deep_copy(), self._eos, self._core, key, forced=forced)
 
 
 class Follower:
     """A place in the text of one answer: the engine's `Constraint`."""
 
     def __init__(
-        self, matcher: llguidance.LLMatcher, eos: Collection[int], core: llguidance.LLTokenizer, *, forced: bool
+        self,
+        matcher: llguidance.LLMatcher,
+        eos: Collection[int],
+        core: llguidance.LLTokenizer,
+        source: tuple[Kind, str],
+        *,
+        forced: bool,
     ) -> None:
-        self._matcher, self._eos, self._forced, self._ended = matcher, eos, forced, False
+        self.source, self.forced = source, forced  # what `Grammars.follow` makes another one of
+        self._matcher, self._eos, self._ended = matcher, eos, False
         self._core, self._words = core, -(-core.vocab_size // 32)
 
     @property
@@ -126,7 +133,7 @@ class Follower:
 
     def _next(self, row: NDArray[np.int32], guess: int | None) -> int | None:
         """What stands next for all we know: what the grammar forces, else the guess, if it may."""
-        tokens = self._matcher.compute_ff_tokens()[:1] if self._forced else []
+        tokens = self._matcher.compute_ff_tokens()[:1] if self.forced else []
         tokens += [] if guess is None else [guess]
         return next((token for token in tokens if row[token >> 5] >> (token & 31) & 1), None)
 
