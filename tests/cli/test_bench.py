@@ -69,12 +69,13 @@ def test_loops_tables_json_and_picture(
     assert len([line for line in lines if line.startswith("verified")]) == 2 * 3  # in both tables
 
 
+@pytest.mark.parametrize("process", ["--no-engine-process", "--engine-process"])
 def test_http_stands_beside_the_engine(
-    data: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], process: str
 ) -> None:
     out = tmp_path / "out.json"
     asked = ("--model", checkpoint, "--limit", "3", "--requests", "7", "--max-tokens", "6", "--mode", "ar,verified")
-    assert run(*asked, "--concurrency", "3", "--http", "--json", str(out)) == 0
+    assert run(*asked, "--concurrency", "3", "--http", process, "--json", str(out)) == 0
     told = json.loads(out.read_text())
     for direct, served in zip(told["rows"], told["served"], strict=True):
         assert [served[name] for name in ("mode", "concurrency", "requests", "tokens")] == [
@@ -190,6 +191,7 @@ def test_random_weights_are_called_simulated(
         (["--forward", "1", "--mode", "ar"], "--mode has no effect here: it goes with --concurrency or --rate"),
         (["--concurrency", "1", "--seed", "3"], "--seed has no effect here: it goes with --rate"),
         (["--concurrency", "1", "--context", "9"], "--context has no effect here: it goes with --forward or"),
+        (["--engine-process"], "--engine-process has no effect here: it goes with --http"),
         (["--rate", "1", "--http"], "--http has no effect here: it goes with --concurrency over a checkpoint"),
         (["--baseline-limit", "3"], "--baseline-limit has no effect here: it goes with --baseline"),
         (

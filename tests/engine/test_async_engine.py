@@ -175,7 +175,7 @@ def test_errors_reach_the_reader(served: AsyncEngine) -> None:
 
 def test_a_second_reader_is_refused(served: AsyncEngine) -> None:
     async def main() -> None:
-        stream = Stream(_Mailbox(served.engine.request([5], ENDLESS), False, queue.SimpleQueue(), lambda: 0.0))
+        stream = Stream(_Mailbox(served.engine.request([5], ENDLESS), queue.SimpleQueue(), lambda: 0.0))
         reader = asyncio.create_task(collect(stream))
         await asyncio.sleep(0)
         with pytest.raises(RuntimeError, match="being read already"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import threading
 import time
@@ -16,10 +17,13 @@ from typing import Any, TypeVar
 import uvicorn
 
 from openmercury.engine.config import EngineConfig
-from openmercury.engine.engine import Engine
+from openmercury.engine.engine import Counts, Engine
+from openmercury.engine.remote import RemoteEngine
 from openmercury.llm import LLM
 from openmercury.model.config import DiffusionFacts
+from openmercury.model.weights import Progress
 from openmercury.server.app import create_app, web_server
+from openmercury.server.remote import RemoteLLM
 from openmercury.server.service import Service
 from openmercury.server.settings import ServerSettings
 from openmercury.server.telemetry import Telemetry
@@ -54,6 +58,18 @@ def llm(engine: EngineConfig | None = None, *, adapter: bool = True, context: in
     return made
 
 
+def remote(seconds: float = 0.0, **given: Any) -> RemoteLLM:
+    """The same model as `llm` makes, in a process of its own, with the delay of `slow`."""
+    here = llm(**given)
+    load = functools.partial(_load, seconds, given)
+    return RemoteLLM(here.folder, here.config, here.tokenizer, load, log_format="text")
+
+
+def _load(seconds: float, given: dict[str, Any], progress: Progress) -> LLM:
+    progress(1, 1)
+    return slow(llm(**given), seconds)
+
+
 @dataclass
 class Served:
     """A running server."""
@@ -65,10 +81,17 @@ class Served:
     def pages_free(self, seconds: float = 5.0) -> bool:
         """Has the engine let go of everything?"""
         engine, end = self.service.llm.engine, time.monotonic() + seconds
-        while engine.busy and time.monotonic() < end:
+        while not (free := _all_free(engine.counts())) and time.monotonic() < end:
             time.sleep(0.01)
-        engine.check_integrity()
-        return not engine.busy and engine.scheduler.pool.available == engine.scheduler.pool.capacity
+        if isinstance(engine, RemoteEngine):
+            finished(self.service.engine.run(engine.check_integrity))
+        else:
+            engine.check_integrity()
+        return free
+
+
+def _all_free(counts: Counts) -> bool:
+    return counts.running == counts.waiting == 0 and counts.pages == counts.pages_free
 
 
 def finished(work: Coroutine[Any, Any, T]) -> T:
@@ -90,7 +113,7 @@ def slow(model: LLM, seconds: float) -> LLM:
 
 
 @contextlib.contextmanager
-def serving(model: LLM | None = None, traces: Telemetry | None = None, **settings: Any) -> Iterator[Served]:
+def serving(model: LLM | RemoteLLM | None = None, traces: Telemetry | None = None, **settings: Any) -> Iterator[Served]:
     """The app behind uvicorn, on a free port of this machine."""
     service = Service(model or llm(), MODEL)
     given = ServerSettings(**settings)

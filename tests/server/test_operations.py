@@ -217,7 +217,7 @@ def test_health_ready_and_metrics(http: httpx.Client, server: Served) -> None:
     text = http.get("/metrics").text
     assert 'openmercury_requests_total{path="/v1/chat/completions",status="200"}' in text
     assert "openmercury_completion_tokens_total{" in text
-    assert f"openmercury_cache_pages {float(server.service.llm.engine.scheduler.pool.capacity)}" in text
+    assert f"openmercury_cache_pages {float(server.service.llm.engine.counts().pages)}" in text
     assert "secret" not in text
 
 
