@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import queue
-import signal
 import socket
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 from openmercury.engine.constraint import Constraint
 from openmercury.engine.engine import Engine
+from openmercury.engine.guide import cannot_follow
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import FinishReason, Request
 from openmercury.engine.wire import Wire, told
@@ -42,9 +42,6 @@ class Child:
     """Made first of all, so that the process ends with its parent even while it loads."""
 
     def __init__(self, end: socket.socket) -> None:
-        # A terminal or a supervisor signals all processes at once: the parent has answers finished, and then ends us.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
         self.wire = Wire(end)
         self._inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._told: dict[Request, _Told] = {}
@@ -109,11 +106,11 @@ class Child:
                 del self._told[request]
 
     def _make(self, make: Make, asked: dict[str, Any]) -> None:
-        made: Constraint | Exception
+        made: Constraint | OpenMercuryError
         try:
             made = make(asked["constraint"])
         except Exception as error:  # as above
-            made = error
+            made = cannot_follow(error)
         self._inbox.put({"submit": [{**asked, "constraint": None, "made": made}], "abort": []})
 
     def _submit(self, engine: Engine, asked: dict[str, Any]) -> None:
@@ -122,7 +119,7 @@ class Child:
             return  # given up meanwhile
         self._making.discard(number)
         try:
-            if isinstance(made, Exception):
+            if isinstance(made, OpenMercuryError):
                 raise made
             params = SamplingParams(**asked["params"])
             request = engine.request(asked["prompt"], params, asked["eos"], expected=asked["expected"], constraint=made)

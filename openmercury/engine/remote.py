@@ -66,7 +66,13 @@ class RemoteEngine:
         self._process = multiprocessing.get_context("spawn").Process(
             target=target, args=(theirs, *arguments), name="openmercury-engine"
         )
-        self._process.start()
+        # A terminal or a supervisor signals all processes at once. The child keeps these blocked: we have answers
+        # finished, and then end it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         atexit.register(self.close)  # before multiprocessing's own, which waits for the child
         threading.Thread(target=self._watch, name="openmercury-engine-watch", daemon=True).start()

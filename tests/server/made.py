@@ -65,6 +65,17 @@ def remote(seconds: float = 0.0, **given: Any) -> RemoteLLM:
     return RemoteLLM(here.folder, here.config, here.tokenizer, load, log_format="text")
 
 
+def broken(progress: Progress) -> LLM:
+    """A model whose device is gone; to be loaded in a process of its own."""
+    model = llm()
+
+    def crash(**_: Any) -> Any:
+        raise SystemError("the device is gone")
+
+    model.engine.step = crash  # type: ignore[method-assign]
+    return model
+
+
 def _load(seconds: float, given: dict[str, Any], progress: Progress) -> LLM:
     progress(1, 1)
     return slow(llm(**given), seconds)

@@ -201,6 +201,17 @@ def test_the_death_of_an_idle_child_is_noticed(slowly: Served) -> None:
     assert "SIGKILL" in httpx.get(slowly.url + "/health").json()["status"]
 
 
+def test_an_engine_that_breaks_down_there_is_told_here() -> None:
+    here = made.llm()
+    model = RemoteLLM(here.folder, here.config, here.tokenizer, made.broken, log_format="text")
+    with contextlib.closing(model), serving(model) as served:
+        answer = httpx.post(served.url + COMPLETIONS, json={**ENDLESS, "max_tokens": 4}, timeout=10)
+        assert answer.status_code == 503
+        told = "the engine broke down (SystemError: the device is gone): start the server anew"
+        assert answer.json()["error"]["message"] == told
+        assert httpx.get(served.url + "/health").json() == {"status": told}
+
+
 def _kill(model: RemoteLLM) -> None:
     pid = model.engine._process.pid
     assert pid is not None
