@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import socket
 import threading
 import time
@@ -42,6 +43,9 @@ class Child:
     """Made first of all, so that the process ends with its parent even while it loads."""
 
     def __init__(self, end: socket.socket) -> None:
+        # A terminal or a supervisor signals all processes at once: the parent has answers finished, and then ends us.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         self.wire = Wire(end)
         self._inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._told: dict[Request, _Told] = {}

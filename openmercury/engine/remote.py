@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 
 from openmercury.engine.child import FIELDS, FINISHES
@@ -66,8 +67,8 @@ class RemoteEngine:
         self._process = multiprocessing.get_context("spawn").Process(
             target=target, args=(theirs, *arguments), name="openmercury-engine"
         )
-        # A terminal or a supervisor signals all processes at once. The child keeps these blocked: we have answers
-        # finished, and then end it.
+        resource_tracker.ensure_running()  # whose own start would unblock these
+        # Blocked in the child until it ignores them: Ctrl-C while it loads is ours to tell of.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self._process.start()
