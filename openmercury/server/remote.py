@@ -14,8 +14,9 @@ from openmercury.diffusion.bound import TokenOdds
 from openmercury.engine.child import Child
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.remote import RemoteEngine
-from openmercury.llm import LLM, find, pick_device
+from openmercury.llm import LLM, find
 from openmercury.model.config import ModelConfig, read_config
+from openmercury.model.device import pick_device
 from openmercury.model.weights import Progress
 from openmercury.server import logs
 from openmercury.text.grammar import Follower, Grammars, Kind
