@@ -160,7 +160,8 @@ class RemoteEngine:
         except EOFError:
             raise self._gone() from None
         self._unread.clear()
-        return [request for message in heard for request in self._take(message)]
+        # Several steps may have come at once: each request is to be passed on but once.
+        return list(dict.fromkeys(request for message in heard for request in self._take(message)))
 
     # --- what only this one has --------------------------------------------------------------------------------------
 
