@@ -183,7 +183,7 @@ class BlockDiffusionObjective:
     def _measure(self, copies: list[Corrupted], parts: list[Part], *, own_text: bool) -> dict[str, Tensor]:
         """Metrics of the noisy copies; those of data's states are empty where states are the model's own."""
         level_M = [copy.level_BL.flatten()[part.at_M] for copy, part in zip(copies, parts, strict=True)]
-        ce_M, hit_M = ([part.found[i] for part in parts] for i in (1, 4))
+        ce_M, hit_M = [part.found.ce_M for part in parts], [part.found.hit_M for part in parts]
         found = by_level(*(torch.cat(each) for each in (level_M, ce_M, hit_M)))
         prefixes = [draft_prefix(copy, part.at_M, part.found.hit_M) for copy, part in zip(copies, parts, strict=True)]
         found["draft_prefix"] = torch.stack(prefixes).sum(0)
