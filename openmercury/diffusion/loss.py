@@ -19,13 +19,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-HEAD_ROWS = 2048  # rows that meet the vocabulary at once on a GPU; what is compiled pads the last slice to them
-CPU_LOGITS = 2**26  # logits held at once elsewhere: with what is made of them, 2 GB in float32
+GPU_LOGITS = 5 * 2**26  # logits held at once on a GPU, 670 MB in bfloat16: 2,048 rows of the nano model
+CPU_LOGITS = 2**26  # elsewhere: with what is made of them, 2 GB in float32
+ROWS = 2048  # a multiple of this many rows where they fit, and four times at most: what is compiled pads the last slice
+
+
+def slice_rows(vocabulary: int, *, cuda: bool) -> int:
+    """How many rows may meet the vocabulary at once."""
+    fit = max(1, (GPU_LOGITS if cuda else CPU_LOGITS) // vocabulary)
+    return min(fit // ROWS, 4 if cuda else 1) * ROWS or fit
 
 
 def head_rows(head_VD: Tensor) -> int:
-    """How many rows may meet the vocabulary at once."""
-    return HEAD_ROWS if head_VD.is_cuda else max(1, min(HEAD_ROWS, CPU_LOGITS // len(head_VD)))
+    """How many rows may meet this head at once."""
+    return slice_rows(len(head_VD), cuda=head_VD.is_cuda)
 
 
 class Terms(NamedTuple):

@@ -1,34 +1,33 @@
 """`Attend` for training: the clean half records its keys and values, the noisy half reads them under the rule.
 
-Both have a dense form (CPU, tests) and a FlexAttention form (CUDA); a test holds the masks to their definition.
+What a position sees are ranges: of its document, of the clean text before its block, of its block. On CUDA they are
+handed to a kernel (`train/kernels.py`), elsewhere they become a dense mask; tests hold both to the definition.
 Rows hold several documents; nobody sees across a document border. Noisy positions that teach nothing are left out.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from openmercury.diffusion.corrupt import Corrupted
 from openmercury.model.attention import grouped_attention
-
-Mask = Tensor | BlockMask
+from openmercury.model.transformer import LayerAttend
 
 
 class Span(NamedTuple):
-    """Positions `first` ≤ p < `end` of its own row, for each position of a batch, [B, L] each."""
+    """Positions `first` ≤ p < `end`, for each position of a batch: [B, L] each, counted in its own row."""
 
     first: Tensor
     end: Tensor
 
-    def short(self) -> Span:
-        """In 32 bits: a kernel compares them with every key, in 64 bits at twice the cost."""
-        return Span(self.first.int(), self.end.int())
+    def at(self, place: Tensor) -> Span:
+        """Of the flat `place`s alone, counted through the flattened batch."""
+        length = self.first.shape[1]
+        return Span(*(field.flatten()[place] + place // length * length for field in self))
 
 
 def document_span(document_BL: Tensor) -> Span:
@@ -43,27 +42,10 @@ def document_span(document_BL: Tensor) -> Span:
     return Span(first_BL, end_BL)
 
 
-# What a query sees are ranges, and their ends are numbers of the query alone: a kernel that evaluates the rule loads
-# nothing for a key.
-def clean_visible(document: Span) -> Any:
-    """mask_mod of the clean half: causal within a document."""
-    first_BL = document.first.int()
-
-    def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (k <= q) & (k >= first_BL[b, q])
-
-    return rule
-
-
-def noisy_visible(before: Span, together: Span) -> Any:
-    """mask_mod of the noisy half over keys [clean ‖ noisy]: clean text before the block, and the block itself."""
-    length = before.first.shape[1]
-    clean, noisy = before.short(), Span(together.first + length, together.end + length).short()
-
-    def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return ((k >= clean.first[b, q]) & (k < clean.end[b, q])) | ((k >= noisy.first[b, q]) & (k < noisy.end[b, q]))
-
-    return rule
+def causal_spans(document: Span) -> tuple[Span, Span]:
+    """What each position of the clean half sees, and which positions see it: a document up to here, and from here."""
+    at_BL = torch.arange(document.first.shape[1], device=document.first.device).expand_as(document.first)
+    return Span(document.first, at_BL + 1), Span(at_BL, document.end)
 
 
 def noisy_spans(document: Span, noisy: Corrupted) -> tuple[Span, Span]:
@@ -76,149 +58,167 @@ def noisy_spans(document: Span, noisy: Corrupted) -> tuple[Span, Span]:
     return Span(document.first, noisy.start_BL), Span(noisy.start_BL, end_BL)
 
 
-def document_visible(document: Span) -> Any:
-    """mask_mod of masked diffusion: everything in one's document."""
-    seen = document.short()
-
-    def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (k >= seen.first[b, q]) & (k < seen.end[b, q])
-
-    return rule
+def dense_mask(*parts: Span) -> Tensor:
+    """[B, L, parts · L]: what each position sees of so many times L keys side by side."""
+    key_L = torch.arange(parts[0].first.shape[1], device=parts[0].first.device)
+    return torch.cat([(key_L >= part.first[..., None]) & (key_L < part.end[..., None]) for part in parts], dim=-1)
 
 
-def build_mask(rule: Any, rows: int, queries: int, keys: int, device: torch.device) -> Mask:
-    """A FlexAttention block mask on CUDA, a dense boolean [B, Q, K] elsewhere."""
-    if device.type == "cuda":
-        return cast(BlockMask, _compiled_block_mask()(rule, rows, None, queries, keys, device=device))
-    b, q, k = (torch.arange(n, device=device) for n in (rows, queries, keys))
-    return cast(Tensor, rule(b[:, None, None], None, q[None, :, None], k[None, None, :]))
+class Sight(NamedTuple):
+    """The same for `range_attention`: over a flattened batch, or over its clean keys and the chosen noisy ones."""
+
+    seen_4Q: Tensor
+    seers_2K: Tensor
 
 
-# FlexAttention is a fused kernel only when compiled; one compilation serves the process.
-@cache
-def _compiled_flex() -> Any:
-    return torch.compile(flex_attention, dynamic=False)
+def row_sight(seen: Span, seers: Span) -> Sight:
+    """Of whole rows among themselves."""
+    place = torch.arange(seen.first.numel(), device=seen.first.device)
+    nothing = torch.zeros_like(place)
+    return Sight(_pack(*seen.at(place), nothing, nothing), _pack(*seers.at(place)))
 
 
-@cache
-def _compiled_block_mask() -> Any:
-    return torch.compile(create_block_mask, dynamic=False)
+def noisy_sight(document: Span, noisy: Corrupted, at_T: Tensor) -> Sight:
+    """Of the noisy positions at flat places `at_T`, in order; a place's number among them is found by bisection."""
+    before, together = (part.at(at_T) for part in noisy_spans(document, noisy))
+    place = torch.arange(document.first.numel(), device=at_T.device)
+    block = Span(noisy.start_BL, noisy.end_BL).at(at_T)
+    first, end, block_first, block_end, behind, done = (
+        torch.searchsorted(at_T, x) for x in (*together, *block, place + 1, document.at(place).end)
+    )
+    seen = _pack(*before, len(place) + first, len(place) + end)
+    return Sight(seen, _pack(torch.cat((behind, block_first)), torch.cat((done, block_end))))
 
 
-def _attend(query_BQHE: Tensor, key_BKGE: Tensor, value_BKGE: Tensor, mask: Mask) -> Tensor:
-    if isinstance(mask, Tensor):
-        return grouped_attention(query_BQHE, key_BKGE, value_BKGE, mask)
-    query, key, value = (x.transpose(1, 2) for x in (query_BQHE, key_BKGE, value_BKGE))
-    flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
-    out = flex(query, key, value, block_mask=mask, enable_gqa=True)
-    return cast(Tensor, out.transpose(1, 2))
+def _pack(*fields: Tensor) -> Tensor:
+    return torch.stack(fields).int().contiguous()
 
 
-class RowAttend:
-    """Attention of one layer within rows, under a mask."""
+class DenseRows:
+    """Attention among the positions of whole rows, by a mask: query [B, L, H, E], key and value [B, L, G, E]."""
 
-    def __init__(self, mask: Mask) -> None:
+    def __init__(self, mask: Tensor) -> None:
         self.mask = mask
 
     def __call__(self, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor:
-        return _attend(query_BNHE, key_BNGE, value_BNGE, self.mask)
+        return grouped_attention(query_BNHE, key_BNGE, value_BNGE, self.mask)
+
+
+class RangeRows:
+    """The same by ranges."""
+
+    def __init__(self, sight: Sight) -> None:
+        self.sight = sight
+
+    def __call__(self, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor:
+        query, key, value = (x.flatten(0, 1) for x in (query_BNHE, key_BNGE, value_BNGE))
+        return _ranges(query, key, value, self.sight, 0).view_as(query_BNHE)
+
+
+def _rows(seen: Span, seers: Span) -> LayerAttend:
+    return RangeRows(row_sight(seen, seers)) if seen.first.is_cuda else DenseRows(dense_mask(seen))
 
 
 class CleanAttend:
     """Attention of the clean half; `stored` are the keys and values [B, L, G, E] of the layers that have run."""
 
     def __init__(self, document_BL: Tensor) -> None:
-        rows, length = document_BL.shape
         self.document = document_span(document_BL)
-        self.mask = build_mask(clean_visible(self.document), rows, length, length, document_BL.device)
+        self.layer = _rows(*causal_spans(self.document))
         self.stored: list[tuple[Tensor, Tensor]] = []
 
-    def at(self, layer: int) -> RowAttend:
+    def at(self, layer: int) -> LayerAttend:
         """See `StagedAttend`."""
-        return RowAttend(self.mask)
+        return self.layer
 
     def keep(self, layer: int, key_BNGE: Tensor, value_BNGE: Tensor) -> None:
         """See `StagedAttend`."""
         self.stored.append((key_BNGE, value_BNGE))
 
 
-def _spread(x_T: Tensor, at_T: Tensor, places: int) -> Tensor:
-    """Rows [T, …] to places `at_T` of a zero [places, …]."""
-    return x_T.new_zeros(places, *x_T.shape[1:]).index_copy(0, at_T, x_T)
+class DocumentAttend:
+    """Attention in both directions within a document; nothing is kept."""
 
+    def __init__(self, document_BL: Tensor) -> None:
+        document = document_span(document_BL)
+        self.layer = _rows(document, document)
 
-class _Collect(torch.autograd.Function):
-    """The rows at places `at_T`, which are distinct, so the way back is a plain copy, where autograd would add.
+    def at(self, layer: int) -> LayerAttend:
+        """See `StagedAttend`."""
+        return self.layer
 
-    Nothing is written in place: PyTorch 2.11 compiles a function whose result was, and drops its gradient in silence.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, at_T: Tensor) -> Tensor:
-        ctx.save_for_backward(at_T)
-        ctx.places = len(x)
-        return x.index_select(0, at_T)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        at_T = ctx.saved_tensors[0]
-        return _spread(grads[0], at_T, ctx.places), None
+    def keep(self, layer: int, key_BNGE: Tensor, value_BNGE: Tensor) -> None:
+        """Nobody reads them."""
 
 
 class NoisyAttend:
     """Attention of the noisy half over the stored clean keys and its own.
 
-    The forward holds T chosen noisy positions as one row; `at_T` are their places in the flattened batch. Positions
-    that were not chosen see themselves alone and nobody sees them.
+    The forward holds T chosen noisy positions as one row; `at_T` are their places in the flattened batch, in order.
     """
 
     def __init__(self, clean: CleanAttend, noisy: Corrupted, at_T: Tensor) -> None:
-        rows, length = noisy.ids_BL.shape
-        before, together = noisy_spans(clean.document, noisy)
-        place = torch.arange(rows * length, device=at_T.device).view(rows, length) % length
-        chosen_BL = torch.zeros_like(place, dtype=torch.bool)
-        chosen_BL.view(-1)[at_T] = True
-        before = Span(before.first, torch.where(chosen_BL, before.end, 0))
-        together = Span(*(torch.where(chosen_BL, own, place + i) for i, own in enumerate(together)))
-        self.mask = build_mask(noisy_visible(before, together), rows, length, 2 * length, at_T.device)
         self.stored, self.at_T = clean.stored, at_T
+        if at_T.is_cuda:
+            self.sight = noisy_sight(clean.document, noisy, at_T)
+        else:
+            self.mask = _noisy_mask(clean.document, noisy, at_T)
 
-    def at(self, layer: int) -> NoisyLayer:
+    def at(self, layer: int) -> LayerAttend:
         """See `StagedAttend`."""
-        return NoisyLayer(*self.stored[layer], self.mask, self.at_T)
+        key, value = self.stored[layer]
+        if self.at_T.is_cuda:
+            return RangeNoisy(key, value, self.sight)
+        return DenseNoisy(key, value, self.mask, self.at_T)
 
     def keep(self, layer: int, key_BNGE: Tensor, value_BNGE: Tensor) -> None:
         """Nobody reads them."""
 
 
-class NoisyLayer:
+def _noisy_mask(document: Span, noisy: Corrupted, at_T: Tensor) -> Tensor:
+    """[B, L, 2L] over keys [clean ‖ noisy]; a position that was not chosen sees itself alone: no row may be empty."""
+    rows, length = document.first.shape
+    before, together = noisy_spans(document, noisy)
+    place = torch.arange(length, device=at_T.device).expand(rows, length)
+    chosen = torch.zeros_like(noisy.masked_BL)
+    chosen.view(-1)[at_T] = True
+    before = Span(before.first, torch.where(chosen, before.end, 0))
+    return dense_mask(before, Span(*(torch.where(chosen, own, place + i) for i, own in enumerate(together))))
+
+
+class DenseNoisy:
     """One layer's attention of the noisy half: query [1, T, H, E], key and value [1, T, G, E] → [1, T, H, E]."""
 
-    def __init__(self, clean_key: Tensor, clean_value: Tensor, mask: Mask, at_T: Tensor) -> None:
+    def __init__(self, clean_key: Tensor, clean_value: Tensor, mask: Tensor, at_T: Tensor) -> None:
         self.clean_key, self.clean_value, self.mask, self.at_T = clean_key, clean_value, mask, at_T
 
     def _spread(self, x_1THE: Tensor) -> Tensor:
+        """To their places in rows [B, L, …], zeros elsewhere."""
         rows, length = self.clean_key.shape[:2]
-        return _spread(x_1THE[0], self.at_T, rows * length).view(rows, length, *x_1THE.shape[2:])
+        places = x_1THE.new_zeros(rows * length, *x_1THE.shape[2:])
+        return cast(Tensor, places.index_copy(0, self.at_T, x_1THE[0]).unflatten(0, (rows, length)))
 
     def __call__(self, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor:
         key = torch.cat((self.clean_key, self._spread(key_BNGE)), dim=1)
         value = torch.cat((self.clean_value, self._spread(value_BNGE)), dim=1)
-        out_BLHE = _attend(self._spread(query_BNHE), key, value, self.mask)
-        return cast(Tensor, _Collect.apply(out_BLHE.flatten(0, 1), self.at_T))[None]  # type: ignore[no-untyped-call]
+        out_BLHE = grouped_attention(self._spread(query_BNHE), key, value, self.mask)
+        return out_BLHE.flatten(0, 1)[self.at_T][None]
 
 
-class DocumentAttend:
-    """Attention in both directions within a document; nothing is kept."""
+class RangeNoisy:
+    """The same by ranges: nothing is spread over rows, and clean keys that need no gradient get none."""
 
-    def __init__(self, document_BL: Tensor) -> None:
-        rows, length = document_BL.shape
-        rule = document_visible(document_span(document_BL))
-        self.mask = build_mask(rule, rows, length, length, document_BL.device)
+    def __init__(self, clean_key: Tensor, clean_value: Tensor, sight: Sight) -> None:
+        self.clean_key, self.clean_value, self.sight = clean_key, clean_value, sight
 
-    def at(self, layer: int) -> RowAttend:
-        """See `StagedAttend`."""
-        return RowAttend(self.mask)
+    def __call__(self, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor:
+        key = torch.cat((self.clean_key.flatten(0, 1), key_BNGE[0]))
+        value = torch.cat((self.clean_value.flatten(0, 1), value_BNGE[0]))
+        skip = 0 if self.clean_key.requires_grad else self.clean_key[..., 0, 0].numel()
+        return _ranges(query_BNHE[0], key, value, self.sight, skip)[None]
 
-    def keep(self, layer: int, key_BNGE: Tensor, value_BNGE: Tensor) -> None:
-        """Nobody reads them."""
+
+def _ranges(query_QHE: Tensor, key_KGE: Tensor, value_KGE: Tensor, sight: Sight, skip: int) -> Tensor:
+    from openmercury.train.kernels import range_attention  # Triton is at hand where there is CUDA
+
+    return range_attention(query_QHE, key_KGE, value_KGE, *sight, skip)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from openmercury.diffusion.loss import HEAD_ROWS
+from openmercury.diffusion.loss import slice_rows
 from openmercury.errors import ConfigError
 from openmercury.model.config import ModelConfig
 from openmercury.train.config import Recipe, is_taught
@@ -117,7 +117,8 @@ def estimate(recipe: Recipe, *, processes: int = 1, compute: int | None = None, 
     activations = clean + (inputs + layer if recipe.checkpointing else config.n_layers * layer)
     copied = _copied(recipe, learning, frozen, adapter)
     gathered = 2 * width * (body_weights(config) / config.n_layers) if sharded else 0.0  # this layer, and the next one
-    logits = HEAD_ROWS * config.vocab_size * slice_bytes(recipe, width, wide)
+    at_once = min(slice_rows(config.vocab_size, cuda=True), tokens)
+    logits = at_once * config.vocab_size * slice_bytes(recipe, width, wide)
     if recipe.learn != "adapter":
         logits += 2 * config.vocab_size * config.d_model * wide  # the head's gradient, and a slice's part of it
     return Estimate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import signal
 import threading
@@ -236,10 +237,13 @@ class Trainer:
     def _loop(self) -> None:
         recipe = self.recipe
         begin = last = time.monotonic()
+        first = self.step + 1
         self.deadline = begin + 60 * (recipe.minutes or math.inf)
         before, window = self.seconds, list[Loss]()
         while self.step < recipe.steps and not self.over:
             window.append(self.train_step())
+            if self.step == first:
+                gc.freeze()  # what compiling left behind need not be looked through again and again
             saving = self.step % recipe.save_every == 0
             logging = self.step % recipe.log_every == 0 or self.step == recipe.steps
             if saving or logging:

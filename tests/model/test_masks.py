@@ -7,12 +7,10 @@ import torch
 from openmercury.diffusion.corrupt import corrupt, cut_blocks
 from openmercury.model.masks import visible
 from openmercury.train.attention import (
-    build_mask,
-    clean_visible,
+    causal_spans,
+    dense_mask,
     document_span,
-    document_visible,
     noisy_spans,
-    noisy_visible,
 )
 
 
@@ -30,7 +28,7 @@ def test_rule() -> None:
 
 def test_training_masks() -> None:
     """Against the definition, position by position: blocks, their settled beginnings, documents, the whole document."""
-    length, device = 24, torch.device("cpu")
+    length = 24
     document = torch.tensor([[0] * 10 + [1] * 14, [0] * 24, [0] * 5 + [1] * 12 + [-1] * 7])
     learnt = torch.rand(3, length, generator=torch.Generator().manual_seed(2)) < 0.8
     blocks = cut_blocks(document, learnt, torch.tensor([4, 8, 5]), torch.tensor([1, 0, 4]))
@@ -38,12 +36,9 @@ def test_training_masks() -> None:
     noisy = corrupt(torch.zeros_like(document), masked, learnt, torch.ones(3, length), blocks, 63)
     span = document_span(document)
     found = {
-        rule: build_mask(mod, 3, length, keys, device)
-        for rule, mod, keys in (
-            ("noisy", noisy_visible(*noisy_spans(span, noisy)), 2 * length),
-            ("clean", clean_visible(span), length),
-            ("document", document_visible(span), length),
-        )
+        "noisy": dense_mask(*noisy_spans(span, noisy)),
+        "clean": dense_mask(causal_spans(span)[0]),
+        "document": dense_mask(span),
     }
     for b in range(3):
         block = noisy.block_BL[b].tolist()

@@ -95,8 +95,9 @@ def mask_of(model: Transformer) -> int | None:
 
 def ratio(numerator: Tensor | float, denominator: Tensor | float, like: Tensor) -> Tensor:
     """A metric of `Loss`."""
-    pair = [torch.as_tensor(x, dtype=torch.float64, device=like.device) for x in (numerator, denominator)]
-    return torch.stack(pair)
+    # A number is filled in by a kernel: a copy from the host would wait for the device.
+    both = (x if isinstance(x, Tensor) else torch.full((), x, device=like.device) for x in (numerator, denominator))
+    return torch.stack([x.double() for x in both])
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:

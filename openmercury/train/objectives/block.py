@@ -21,18 +21,41 @@ from openmercury.train.config import BlockDiffusion
 from openmercury.train.objectives.base import Clean, Loss, learnt_tokens, mask_of, ratio, read_clean, wide_dtype
 from openmercury.train.objectives.measure import by_level, draft_prefix
 from openmercury.train.objectives.noise import draw_blocks, draw_uniform, noisy_copies, sizes_now
-from openmercury.train.objectives.noisy import Chosen, asked_rows, choose_blocks, clean_weights, read_noisy
+from openmercury.train.objectives.noisy import (
+    Chosen,
+    CleanRows,
+    asked_rows,
+    choose_blocks,
+    clean_rows,
+    read_noisy,
+)
 from openmercury.train.objectives.rollout import own_states, teach
 
 
-class Part(NamedTuple):
-    """One noisy copy: its rows' loss and weights, Σ weight · alignment, the asked places and how many were left out."""
+class Asked(NamedTuple):
+    """What is asked of a noisy copy: the chosen positions, which of their rows [M], the flat places of these, and how
+    many others are asked but lie outside what was chosen."""
 
+    chosen: Chosen
+    row_M: Tensor
+    at_M: Tensor
+    left_out: Tensor
+
+    @classmethod
+    def of(cls, asked_BL: Tensor, chosen: Chosen) -> Asked:
+        """Waits for the device, which says how many rows there are."""
+        counts_T = asked_BL.flatten()[chosen.at_T] & chosen.whole_T
+        row_M = counts_T.nonzero()[:, 0]
+        return cls(chosen, row_M, chosen.at_T[row_M], asked_BL.sum() - counts_T.sum())
+
+
+class Part(NamedTuple):
+    """One noisy copy: what it was asked, its rows' loss and weights, Σ weight · alignment."""
+
+    asked: Asked
     found: DenoisingLoss
     weight_M: Tensor
     aligned: Tensor
-    at_M: Tensor
-    left_out: Tensor
 
 
 @dataclass(frozen=True)
@@ -60,21 +83,26 @@ class BlockDiffusionObjective:
         batch, blocks = Batch(*(field[rows] for field in batch)), Blocks(*(field[rows] for field in blocks))
         learnt_BL, first_BC = learnt_BL[rows], first_BC[rows]
 
+        def rows_of(noisy: Corrupted) -> Tensor:
+            return asked_rows(noisy, learnt_BL, shift=config.shift, behind=config.weights == "flat")
+
+        # Whoever counts rows waits for the device: before it is given the forwards, not between them.
+        exact = clean_rows(config, copies[0], learnt_BL)
+        wanted = [learnt_BL if forwards else rows_of(noisy) for noisy in copies]
+        chosen = [choose_blocks(each, blocks.index_BL, first_BC, config.noisy_share) for each in wanted]
+        asked = [] if forwards else [Asked.of(*pair) for pair in zip(wanted, chosen, strict=True)]
         clean = read_clean(model, batch, gradient=self.learns, states=bool(config.align) and not self.learns)
         teacher = clean
         if self.teacher is not None:
             teacher = read_clean(self.teacher, batch, gradient=False, states=bool(config.align))
-        parts, behind = [], config.weights == "flat"
-        for noisy in copies:
-            asked_BL = asked_rows(noisy, learnt_BL, shift=config.shift, behind=behind)
-            chosen = choose_blocks(
-                asked_BL if not forwards else learnt_BL, blocks.index_BL, first_BC, config.noisy_share
-            )
-            if forwards:
-                noisy = own_states(model, config, clean, batch, learnt_BL, blocks, chosen, forwards)
-                asked_BL = asked_rows(noisy, learnt_BL, shift=config.shift, behind=behind)
-            parts.append(self._denoise(model, batch, clean, teacher, noisy, asked_BL, chosen, own=forwards > 0))
-        return self._sum(model, batch, clean, learnt_BL, copies, parts, own_text=forwards > 0)
+        if forwards:
+            copies = [own_states(model, config, clean, batch, learnt_BL, blocks, each, forwards) for each in chosen]
+            asked = [Asked.of(rows_of(noisy), each) for noisy, each in zip(copies, chosen, strict=True)]
+        parts = [
+            self._denoise(model, batch, clean, teacher, noisy, each, own=forwards > 0)
+            for noisy, each in zip(copies, asked, strict=True)
+        ]
+        return self._sum(model, batch, clean, learnt_BL, copies, parts, exact, own_text=forwards > 0)
 
     def _own_forwards(self, generator: torch.Generator) -> int:
         """Denoising steps of own decoding that this training step begins with; mostly 0."""
@@ -91,18 +119,15 @@ class BlockDiffusionObjective:
         clean: Clean,
         teacher: Clean,
         noisy: Corrupted,
-        asked_BL: Tensor,
-        chosen: Chosen,
+        asked: Asked,
         *,
         own: bool,
     ) -> Part:
         """Run the noisy half on one copy and compare."""
         config = self.config
         states: list[Tensor] | None = [] if config.align and not own else None
+        chosen, row_M, at_M, _ = asked
         student_TD = read_noisy(model, clean, noisy, chosen.at_T, states)
-        counts_T = asked_BL.flatten()[chosen.at_T] & chosen.whole_T
-        row_M = counts_T.nonzero()[:, 0]
-        at_M = chosen.at_T[row_M]
         token_M = at_M + int(config.shift)
         weight_M = self._weights(noisy, at_M, token_M).to(wide_dtype(student_TD))
         target_M, taught_MD = batch.tokens_BL.flatten()[token_M], teacher.hidden_BLD.flatten(0, 1)[token_M - 1]
@@ -124,7 +149,7 @@ class BlockDiffusionObjective:
         for found_1TD, other in zip(states or (), teacher.states, strict=False):
             pair = found_1TD[0][row_M].to(weight_M.dtype), other.flatten(0, 1)[token_M - 1].to(weight_M.dtype)
             aligned = aligned + (weight_M * (1 - F.cosine_similarity(*pair, dim=-1))).sum() / len(teacher.states)
-        return Part(found, weight_M, aligned, at_M, asked_BL.sum() - counts_T.sum())
+        return Part(asked, found, weight_M, aligned)
 
     def _weights(self, noisy: Corrupted, at_M: Tensor, token_M: Tensor) -> Tensor:
         if self.config.weights == "bound":
@@ -140,6 +165,7 @@ class BlockDiffusionObjective:
         learnt_BL: Tensor,
         copies: list[Corrupted],
         parts: list[Part],
+        exact: CleanRows | None,
         *,
         own_text: bool,
     ) -> Loss:
@@ -150,9 +176,8 @@ class BlockDiffusionObjective:
         metrics = self._measure(copies, parts, own_text=own_text)
         if bound:
             weight = learnt_BL.sum().to(weight.dtype)
-        if config.ar or (bound and config.shift):
-            exact_BL = clean_weights(copies[0], learnt_BL) if bound and config.shift else 0.0 * learnt_BL
-            found, exact_M = self._clean_side(model, batch, clean, learnt_BL, exact_BL)
+        if exact is not None:
+            found, exact_M = self._clean_side(model, batch, clean, exact)
             total, nll = total + found.loss, nll + (exact_M * found.ce_M).sum()
             weight = weight + config.ar * len(exact_M)
             if config.ar:
@@ -162,13 +187,12 @@ class BlockDiffusionObjective:
         return Loss(total, weight, metrics)
 
     def _clean_side(
-        self, model: Transformer, batch: Batch, clean: Clean, learnt_BL: Tensor, exact_BL: Tensor
+        self, model: Transformer, batch: Batch, clean: Clean, exact: CleanRows
     ) -> tuple[DenoisingLoss, Tensor]:
-        """Its next-token loss, weighted as the bound asks (`exact_BL`, by token; also returned by row) and by `ar`."""
-        asked_BL = learnt_BL if self.config.ar else exact_BL > 0  # no more rows than count meet the vocabulary
-        token_M = asked_BL.flatten().nonzero()[:, 0]
+        """Its next-token loss, weighted as the bound asks (also returned, by row) and by `ar`."""
+        token_M = exact.token_M
         hidden_MD = clean.hidden_BLD.flatten(0, 1)[token_M - 1]
-        exact_M = exact_BL.flatten()[token_M].to(wide_dtype(hidden_MD))
+        exact_M = exact.weight_M.to(wide_dtype(hidden_MD))
         found = denoising_loss(
             hidden_MD,
             model.head.weight,
@@ -182,14 +206,16 @@ class BlockDiffusionObjective:
 
     def _measure(self, copies: list[Corrupted], parts: list[Part], *, own_text: bool) -> dict[str, Tensor]:
         """Metrics of the noisy copies; those of data's states are empty where states are the model's own."""
-        level_M = [copy.level_BL.flatten()[part.at_M] for copy, part in zip(copies, parts, strict=True)]
+        level_M = [copy.level_BL.flatten()[part.asked.at_M] for copy, part in zip(copies, parts, strict=True)]
         ce_M, hit_M = [part.found.ce_M for part in parts], [part.found.hit_M for part in parts]
         found = by_level(*(torch.cat(each) for each in (level_M, ce_M, hit_M)))
-        prefixes = [draft_prefix(copy, part.at_M, part.found.hit_M) for copy, part in zip(copies, parts, strict=True)]
+        prefixes = [
+            draft_prefix(copy, part.asked.at_M, part.found.hit_M) for copy, part in zip(copies, parts, strict=True)
+        ]
         found["draft_prefix"] = torch.stack(prefixes).sum(0)
         if self.config.on_policy.share:
             hits = ratio(torch.cat(hit_M).sum(), sum(map(len, hit_M)), found["hit_full"])
             found = {name: pair * (not own_text) for name, pair in found.items()} | {"own_hit": hits * own_text}
-        lost = torch.stack([part.left_out for part in parts]).sum()
-        asked = lost + sum(len(part.at_M) for part in parts)
+        lost = torch.stack([part.asked.left_out for part in parts]).sum()
+        asked = lost + sum(len(part.asked.at_M) for part in parts)
         return {**found, "left_out": ratio(lost, asked, found["hit_full"])}

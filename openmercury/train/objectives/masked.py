@@ -35,9 +35,9 @@ class MaskedDiffusionObjective:
         mask_id, shift = model.config.diffusion.mask_id, int(self.config.shift)
         noisy = self.noise(batch, mask_id, generator)
         noisy, batch = Corrupted(*(field[rows] for field in noisy)), Batch(*(field[rows] for field in batch))
+        token_M = noisy.masked_BL.flatten().nonzero()[:, 0]  # waits for the device: before it has the forward to do
         attend = DocumentAttend(batch.document_BL)
         hidden_BLD = model(noisy.ids_BL, positions(batch), attend, torch.ones_like(noisy.masked_BL))
-        token_M = noisy.masked_BL.flatten().nonzero()[:, 0]
         weight_M = noisy.weight_BL.flatten()[token_M].to(wide_dtype(hidden_BLD))
         found = denoising_loss(
             hidden_BLD.flatten(0, 1)[token_M - shift],

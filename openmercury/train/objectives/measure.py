@@ -13,11 +13,11 @@ LEVELS = 4  # metric buckets of the noise level; the last holds fully masked blo
 def by_level(level_M: Tensor, ce_M: Tensor, hit_M: Tensor) -> dict[str, Tensor]:
     """Cross-entropy by noise level, and the share of right predictions in fully masked blocks."""
     bucket_M = torch.where(level_M >= 1, LEVELS - 1, (level_M * (LEVELS - 1)).long().clamp(max=LEVELS - 2))
-    table = torch.zeros(LEVELS, 3, device=ce_M.device, dtype=torch.float64)
-    values = torch.stack((torch.ones_like(ce_M), ce_M, hit_M.to(ce_M.dtype)), dim=-1).double()
-    table = table.index_add(0, bucket_M, values)
-    found = {f"ce_level_{number}": table[number, [1, 0]] for number in range(LEVELS)}
-    return {**found, "hit_full": table[-1, [2, 0]]}
+    table = torch.zeros(LEVELS, 4, device=ce_M.device, dtype=torch.float64)
+    one_M = torch.ones_like(ce_M)
+    table = table.index_add(0, bucket_M, torch.stack((ce_M, one_M, hit_M.to(ce_M.dtype), one_M), dim=-1).double())
+    found = {f"ce_level_{number}": table[number, :2] for number in range(LEVELS)}
+    return {**found, "hit_full": table[-1, 2:]}
 
 
 def draft_prefix(noisy: Corrupted, at_M: Tensor, hit_M: Tensor) -> Tensor:

@@ -23,8 +23,10 @@ def sizes_now(config: BlockDiffusion, progress: float) -> tuple[int, ...]:
 def draw_blocks(sizes: tuple[int, ...], document_BL: Tensor, learnt_BL: Tensor, generator: torch.Generator) -> Blocks:
     """A block size of `sizes` and an offset for each row."""
     rows, device = len(document_BL), generator.device
-    choices = torch.tensor(sizes, device=device)
-    size_B = choices[torch.randint(len(choices), (rows,), generator=generator, device=device)]
+    drawn_B = torch.randint(len(sizes), (rows,), generator=generator, device=device)
+    size_B = torch.zeros_like(drawn_B)
+    for number, size in enumerate(sizes):  # a table of sizes would be copied to the device, which waits for it
+        size_B = torch.where(drawn_B == number, size, size_B)
     offset_B = (torch.rand(rows, generator=generator, device=device) * size_B).long()
     return cut_blocks(document_BL, learnt_BL, size_B, offset_B)
 

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from openmercury.diffusion.corrupt import Corrupted
 from openmercury.model.transformer import Transformer
 from openmercury.train.attention import NoisyAttend
+from openmercury.train.config import BlockDiffusion
 from openmercury.train.objectives.base import Clean
 
 
 class Chosen(NamedTuple):
-    """Flat places [T] of the positions that the noisy half reads, and which of them lie in whole blocks."""
+    """Flat places [T] of the positions that the noisy half reads, in order, and which of them lie in whole blocks."""
 
     at_T: Tensor
     whole_T: Tensor
@@ -44,7 +45,7 @@ def choose_blocks(asked_BL: Tensor, block_BL: Tensor, first_BC: Tensor, share: f
     key_BL = rank_BC.gather(1, block_BL).flatten()
     order = key_BL.argsort(stable=True)
     taken = max(1, math.ceil(share * len(order)))
-    at_T, rest = order[:taken], order[taken : taken + 1]
+    at_T, rest = order[:taken].sort().values, order[taken : taken + 1]
     return Chosen(at_T, key_BL[at_T] != key_BL[rest] if len(rest) else torch.ones_like(at_T, dtype=torch.bool))
 
 
@@ -65,9 +66,27 @@ def places(at_T: Tensor, total: int) -> Tensor:
     )
 
 
+class CleanRows(NamedTuple):
+    """Flat places [M] of the tokens that the clean half's rows are asked for, and their weights in the bound."""
+
+    token_M: Tensor
+    weight_M: Tensor
+
+
+def clean_rows(config: BlockDiffusion, noisy: Corrupted, learnt_BL: Tensor) -> CleanRows | None:
+    """All that is learnt where `ar` counts; else, in the bound with logit shift, what that weighs; else None."""
+    bound = config.weights == "bound" and config.shift
+    if not config.ar and not bound:
+        return None
+    weight_BL = clean_weights(noisy, learnt_BL) if bound else 0.0 * learnt_BL
+    asked_BL = learnt_BL if config.ar else weight_BL > 0  # no more rows than count meet the vocabulary
+    token_M = asked_BL.flatten().nonzero()[:, 0]
+    return CleanRows(token_M, weight_BL.flatten()[token_M])
+
+
 def clean_weights(noisy: Corrupted, learnt_BL: Tensor) -> Tensor:
-    """What the clean side's row predicts in the bound with logit shift, by token: the first of a block exactly, and the
-    first masked one, which stands behind settled text."""
+    """By token: the first of a block counts exactly, and so does the first masked one, which stands behind settled
+    text."""
     first_BL = torch.arange(learnt_BL.shape[1], device=learnt_BL.device) == noisy.start_BL
     behind_BL = noisy.masked_BL & F.pad(noisy.settled_BL[:, :-1], (1, 0))
     return torch.where(learnt_BL & (first_BL | behind_BL), noisy.weight_BL, 0.0)

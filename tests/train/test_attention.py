@@ -1,0 +1,103 @@
+"""The ranges that the kernel is given against the dense masks, and the kernel itself, interpreted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from openmercury.diffusion.corrupt import Corrupted, corrupt, cut_blocks
+from openmercury.train.attention import (
+    Sight,
+    causal_spans,
+    dense_mask,
+    document_span,
+    noisy_sight,
+    noisy_spans,
+    row_sight,
+)
+
+
+def noisy_batch() -> tuple[Tensor, Corrupted, Tensor]:
+    """Documents, noisy rows and the places of some whole blocks and a cut one, in order."""
+    draw = torch.Generator().manual_seed(2)
+    document = torch.tensor([[0] * 20 + [1] * 38, [0] * 58, [0] * 15 + [1] * 32 + [-1] * 11])
+    learnt = torch.rand(document.shape, generator=draw) < 0.9
+    blocks = cut_blocks(document, learnt, torch.tensor([4, 8, 16]), torch.tensor([1, 0, 4]))
+    masked = torch.rand(document.shape, generator=draw) < 0.5
+    noisy = corrupt(torch.zeros_like(document), masked, learnt, torch.ones(document.shape), blocks, 63)
+    some = torch.rand(document.shape, generator=draw).gather(1, noisy.block_BL) < 0.7
+    at_T = some.flatten().nonzero()[:, 0]
+    return document, noisy, at_T[:-2]
+
+
+def dense_sight(sight: Sight, keys: int) -> Tensor:
+    """[Q, K]: what each query sees."""
+    key, (a, b, c, d) = torch.arange(keys, device=sight.seen_4Q.device), sight.seen_4Q[..., None]
+    return (key >= a) & (key < b) | (key >= c) & (key < d)
+
+
+def dense(query_QHE: Tensor, key_KGE: Tensor, value_KGE: Tensor, mask_QK: Tensor) -> Tensor:
+    from openmercury.model.attention import grouped_attention
+
+    return grouped_attention(query_QHE[None], key_KGE[None], value_KGE[None], mask_QK[None])[0]
+
+
+def check_seers(sight: Sight, seen_QK: Tensor) -> None:
+    """Nobody outside a key's run of seers sees it, and the run is not the whole batch."""
+    query = torch.arange(len(seen_QK))[:, None]
+    first, end = sight.seers_2K
+    assert not (seen_QK & ((query < first) | (query >= end))).any()
+    assert int((end - first).clamp(min=0).max()) < len(seen_QK)
+
+
+def test_sight_of_rows() -> None:
+    document = noisy_batch()[0]
+    rows, length = document.shape
+    span = document_span(document)
+    for spans in (causal_spans(span), (span, span)):
+        sight, expected = row_sight(*spans), dense_mask(spans[0])
+        seen = dense_sight(sight, rows * length)
+        check_seers(sight, seen)
+        for row in range(rows):
+            own = slice(row * length, (row + 1) * length)
+            assert torch.equal(seen[own, own], expected[row])
+            assert seen[own].sum() == expected[row].sum()
+
+
+def test_sight_of_noisy_positions() -> None:
+    document, noisy, at_T = noisy_batch()
+    rows, length = document.shape
+    span = document_span(document)
+    sight, expected = noisy_sight(span, noisy, at_T), dense_mask(*noisy_spans(span, noisy))
+    seen = dense_sight(sight, rows * length + len(at_T))
+    check_seers(sight, seen)
+    for t, place in enumerate(at_T.tolist()):
+        row = place // length
+        own = slice(row * length, (row + 1) * length)
+        same = at_T[at_T // length == row]
+        assert torch.equal(seen[t, own], expected[row, place % length, :length])
+        assert torch.equal(
+            seen[t, rows * length :][at_T // length == row], expected[row, place % length, length:][same % length]
+        )
+        assert seen[t].sum() == seen[t, own].sum() + seen[t, rows * length :][at_T // length == row].sum()
+    assert int(seen.sum(1).min()) > 0, "a softmax over nothing"
+
+
+@pytest.mark.timeout(400)
+def test_kernels_interpreted() -> None:
+    """In a process of its own, since Triton decides at import whether to interpret."""
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("`python -m tests.train.kernels` runs compiled on this machine")
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.train.kernels"],
+        env={"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
