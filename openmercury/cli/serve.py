@@ -55,7 +55,7 @@ def serve(
         int | None, option("Waiting for their turn, before others are refused. Default: 256.", panel=ALLOWED)
     ] = None,
     engine_process: Annotated[
-        bool | None, option("Give the engine a process of its own. Default: no.", panel=ALLOWED)
+        bool | None, option("Give the engine a process of its own. Default: on a GPU.", panel=ALLOWED)
     ] = None,
     log_format: Annotated[Literal["text", "json"] | None, option("Form of the log. Default: json.")] = None,
 ) -> None:

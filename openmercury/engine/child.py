@@ -1,6 +1,8 @@
-"""The process that an engine has for itself: what `remote.RemoteEngine` sends is done, and each step is told.
+"""The process that an engine has for itself: what `remote.RemoteEngine` sends is done, and its progress is told.
 
-The engine has the main thread. One thread receives; another makes constraints, which may take a second.
+What begins or ends is told behind its step, other progress once in TELL_SECONDS: whoever listens has work with each
+message, and clients to serve. The engine has the main thread. One thread receives; another makes constraints, which may
+take a second.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from openmercury.engine.wire import Wire, told
 from openmercury.errors import OpenMercuryError
 from openmercury.log import get_logger
 
-# Of a request in a step's message: number, forwards, cached, microseconds since it was admitted, how it ended, and how
+# Of a request in a message: number, forwards, cached, microseconds since it was admitted, how it ended, and how
 # many tokens and drafts follow. Before the first: is the engine busy, requests that run, that wait, free pages.
 FIELDS = 7
+TELL_SECONDS = 0.005
 FINISHES: tuple[FinishReason | None, ...] = (None, "stop", "length", "deadline", "abort")
 
 Make = Callable[[Sequence[str]], Constraint]
@@ -37,6 +40,7 @@ Make = Callable[[Sequence[str]], Constraint]
 class _Told:
     number: int
     tokens: int  # of the request's, that the other side knows
+    begun: bool = False  # has anything of it been told?
 
 
 class Child:
@@ -49,6 +53,8 @@ class Child:
         self.wire = Wire(end)
         self._inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._told: dict[Request, _Told] = {}
+        self._untold: dict[Request, None] = {}  # in the order in which they moved
+        self._due = 0.0  # time.monotonic, when they are told
         self._live: dict[int, Request] = {}
         self._making = set[int]()  # numbers of requests whose constraints are being made
         self._maker = ThreadPoolExecutor(1, "openmercury-constraints")
@@ -108,6 +114,7 @@ class Child:
             if request is not None:
                 request.finish_reason = request.finish_reason or "abort"
                 del self._told[request]
+                self._untold.pop(request, None)
 
     def _make(self, make: Make, asked: dict[str, Any]) -> None:
         made: Constraint | OpenMercuryError
@@ -135,10 +142,20 @@ class Child:
         self._live[number], self._told[request] = request, _Told(number, len(request.tokens))
 
     def _tell(self, engine: Engine, moved: list[Request]) -> None:
-        """One message about all of a step, also where nothing was gained: the parent counts on it."""
-        counts, now = engine.counts(), time.monotonic()
+        """One message of what is to be told behind this step, where there is anything; always one behind the last."""
+        now = time.monotonic()
+        self._untold |= dict.fromkeys(request for request in moved if request in self._told)
+        ripe = list(self._untold)
+        if engine.busy and now < self._due:
+            ripe = [each for each in moved if each.finish_reason is not None or self._begins(each)]
+            if not ripe:
+                return
+        else:
+            self._due = now + TELL_SECONDS
+        counts = engine.counts()
         numbers = [int(engine.busy), counts.running, counts.waiting, counts.pages_free]
-        for request in moved:
+        for request in ripe:
+            self._untold.pop(request, None)
             known = self._told.get(request)
             if known is None:
                 continue
@@ -148,7 +165,7 @@ class Child:
                 self.wire.tell({"failed": [known.number, told(request.error)]})
                 continue
             gained = request.tokens[known.tokens :]
-            known.tokens += len(gained)
+            known.tokens, known.begun = known.tokens + len(gained), True
             drafts = engine.drafts(request) if request.watched and request.finish_reason is None else []
             waited = 0 if request.admitted is None else min(2**31 - 1, int(1e6 * (now - request.admitted)))
             finish = FINISHES.index(request.finish_reason)  # errors are told above
@@ -156,3 +173,8 @@ class Child:
             numbers += gained
             numbers += drafts
         self.wire.tell_numbers(numbers)
+
+    def _begins(self, request: Request) -> bool:
+        """Is this the first to be told of it? What the other side has given up asks for nothing."""
+        known = self._told.get(request)
+        return known is not None and not known.begun

@@ -50,7 +50,7 @@ class ServerSettings(BaseSettings):
     max_waiting: Positive = 256
     max_choices: Positive = 16
     deadline: Seconds = 600.0
-    engine_process: bool | Literal["auto"] = False  # has the engine a process of its own? see `remote.apart`
+    engine_process: bool | Literal["auto"] = "auto"  # has the engine a process of its own? see `remote.apart`
     drain_seconds: Seconds = 30.0
     keep_alive_seconds: Seconds = 10.0
     chunk_seconds: Annotated[float, Field(ge=0)] = 0.03

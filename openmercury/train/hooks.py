@@ -98,8 +98,7 @@ class Evaluation:
         for number, batch in enumerate(self._batches()):
             noise = torch.Generator(trainer.device).manual_seed(SEED + number)
             # As behind the curriculum: what is measured is one thing throughout.
-            loss = trainer.objective(trainer.model, batch, noise, slice(None), 1.0)
-            yield loss._replace(sum=loss.sum.detach())
+            yield _alone(trainer.objective(trainer.model, batch, noise, slice(None), 1.0))
 
     def _drafts(self) -> dict[str, float]:
         counts = torch.zeros(2, self.config.drafts, dtype=torch.float64, device=self.trainer.device)
@@ -129,6 +128,11 @@ class Evaluation:
                     torch.cuda.empty_cache()
         trainer.world.barrier()
         return found
+
+
+def _alone(loss: Loss) -> Loss:
+    """Without its graph. No name may hold that while the next batch is read: it is as large as a training step's."""
+    return loss._replace(sum=loss.sum.detach())
 
 
 def _even(rows: Batch, multiple: int) -> Batch:

@@ -30,6 +30,44 @@ def _range_of(seen, part: tl.constexpr, row, real, queries):
 
 
 @triton.jit
+def _runs(first, end, N: tl.constexpr):
+    """Of a tile's keys lo … hi, in steps of N: those between the two middle numbers are seen by all its queries."""
+    lo, hi = tl.min(first, 0), tl.max(end, 0)
+    solid = lo + tl.cdiv(tl.max(first, 0) - lo, N) * N
+    count = (tl.min(end, 0) - solid) // N
+    return lo, tl.where(count > 0, solid, lo), tl.where(count > 0, solid + count * N, lo), hi
+
+
+@triton.jit
+def _load_rows(x, row, stride, e, inside, last, MASKED: tl.constexpr):
+    at = x + row.to(tl.int64)[:, None] * stride + e[None, :]
+    return tl.load(at, mask=(row < last)[:, None] & inside[None, :] if MASKED else inside[None, :], other=0.0)
+
+
+@triton.jit
+def _gather(
+    q, key, value, first, end, begin, last, best, total, acc, scale2, stride_k, stride_v, e, inside,
+    N: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One run of keys into the online softmax of a tile of queries."""
+    for k0 in range(begin, last, N):
+        k_row = k0 + tl.arange(0, N)
+        k = _load_rows(key, k_row, stride_k, e, inside, last, MASKED)
+        v = _load_rows(value, k_row, stride_v, e, inside, last, MASKED)
+        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+        if MASKED:
+            sees = (k_row[None, :] >= first[:, None]) & (k_row[None, :] < end[:, None])
+            score = tl.where(sees, score, -float("inf"))
+        top = tl.maximum(best, tl.max(score, 1))
+        p = tl.exp2(score - top[:, None])
+        fade = tl.exp2(best - top)
+        total = total * fade + tl.sum(p, 1)
+        acc = acc * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+        best = top
+    return best, total, acc
+
+
+@triton.jit
 def _forward_kernel(
     query, key, value, seen, out, log_total,
     scale2, queries, heads, stride_q, stride_k, stride_v,
@@ -41,33 +79,42 @@ def _forward_kernel(
     row = tl.program_id(0) * M + tl.arange(0, M)
     e = tl.arange(0, E)
     real, inside = row < queries, e < SIZE
-    wide = row.to(tl.int64)
-    q_at = query + wide[:, None] * stride_q + head * SIZE + e[None, :]
-    q = tl.load(q_at, mask=real[:, None] & inside[None, :], other=0.0)
+    key += head // SHARE * SIZE
+    value += head // SHARE * SIZE
+    q = _load_rows(query + head * SIZE, row, stride_q, e, inside, queries, True)
     best = tl.full([M], -1e30, tl.float32)
     total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, E], tl.float32)
-    for part in tl.static_range(2):
-        first, end = _range_of(seen, part, row, real, queries)
-        last = tl.max(end, 0)
-        for k0 in range(tl.min(first, 0), last, N):
-            k_row = k0 + tl.arange(0, N)
-            there = (k_row < last)[:, None] & inside[None, :]
-            at = k_row.to(tl.int64)[:, None]
-            k = tl.load(key + at * stride_k + head // SHARE * SIZE + e[None, :], mask=there, other=0.0)
-            v = tl.load(value + at * stride_v + head // SHARE * SIZE + e[None, :], mask=there, other=0.0)
-            sees = (k_row[None, :] >= first[:, None]) & (k_row[None, :] < end[:, None])
-            score = tl.where(sees, tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2, -float("inf"))
-            top = tl.maximum(best, tl.max(score, 1))
-            p = tl.exp2(score - top[:, None])
-            fade = tl.exp2(best - top)
-            total = total * fade + tl.sum(p, 1)
-            acc = acc * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
-            best = top
+    first, end = _range_of(seen, 0, row, real, queries)
+    lo, solid, broken, hi = _runs(first, end, N)
+    best, total, acc = _gather(q, key, value, first, end, lo, solid, best, total, acc, scale2, stride_k, stride_v, e, inside, N, True, PRECISION)  # fmt: skip  # noqa: E501
+    best, total, acc = _gather(q, key, value, first, end, solid, broken, best, total, acc, scale2, stride_k, stride_v, e, inside, N, False, PRECISION)  # fmt: skip  # noqa: E501
+    best, total, acc = _gather(q, key, value, first, end, broken, hi, best, total, acc, scale2, stride_k, stride_v, e, inside, N, True, PRECISION)  # fmt: skip  # noqa: E501
+    first, end = _range_of(seen, 1, row, real, queries)
+    best, total, acc = _gather(q, key, value, first, end, tl.min(first, 0), tl.max(end, 0), best, total, acc, scale2, stride_k, stride_v, e, inside, N, True, PRECISION)  # fmt: skip  # noqa: E501
     result = acc / tl.where(total > 0, total, 1.0)[:, None]
-    o_at = out + (wide[:, None] * heads + head) * SIZE + e[None, :]
+    o_at = out + (row.to(tl.int64)[:, None] * heads + head) * SIZE + e[None, :]
     tl.store(o_at, result.to(out.dtype.element_ty), mask=real[:, None] & inside[None, :])
     tl.store(log_total + head * queries + row, best + tl.log2(tl.where(total > 0, total, 1.0)), mask=real)
+
+
+@triton.jit
+def _pull_queries(
+    q, d_out, key, value, first, end, begin, last, log_m, drawn, acc, scale2, stride_k, stride_v, e, inside,
+    N: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One run of keys into the gradient of a tile of queries."""
+    for k0 in range(begin, last, N):
+        k_row = k0 + tl.arange(0, N)
+        k = _load_rows(key, k_row, stride_k, e, inside, last, MASKED)
+        v = _load_rows(value, k_row, stride_v, e, inside, last, MASKED)
+        p = tl.exp2(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2 - log_m[:, None])
+        if MASKED:
+            sees = (k_row[None, :] >= first[:, None]) & (k_row[None, :] < end[:, None])
+            p = tl.where(sees, p, 0.0)
+        d_p = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
+        acc += tl.dot((p * (d_p - drawn[:, None])).to(k.dtype), k, input_precision=PRECISION)
+    return acc
 
 
 @triton.jit
@@ -82,31 +129,24 @@ def _queries_kernel(
     row = tl.program_id(0) * M + tl.arange(0, M)
     e = tl.arange(0, E)
     real, inside = row < queries, e < SIZE
-    wide = row.to(tl.int64)
-    both = real[:, None] & inside[None, :]
-    q = tl.load(query + wide[:, None] * stride_q + head * SIZE + e[None, :], mask=both, other=0.0)
-    o_at = (wide[:, None] * heads + head) * SIZE + e[None, :]
-    d_out = tl.load(slope + o_at, mask=both, other=0.0)
-    drawn = tl.sum(d_out.to(tl.float32) * tl.load(out + o_at, mask=both, other=0.0).to(tl.float32), 1)
+    key += head // SHARE * SIZE
+    value += head // SHARE * SIZE
+    q = _load_rows(query + head * SIZE, row, stride_q, e, inside, queries, True)
+    d_out = _load_rows(slope + head * SIZE, row, heads * SIZE, e, inside, queries, True)
+    given = _load_rows(out + head * SIZE, row, heads * SIZE, e, inside, queries, True)
+    drawn = tl.sum(d_out.to(tl.float32) * given.to(tl.float32), 1)
     tl.store(pull + head * queries + row, drawn, mask=real)
     log_m = tl.load(log_total + head * queries + row, mask=real, other=0.0)
     acc = tl.zeros([M, E], tl.float32)
-    for part in tl.static_range(2):
-        first, end = _range_of(seen, part, row, real, queries)
-        last = tl.max(end, 0)
-        for k0 in range(tl.min(first, 0), last, N):
-            k_row = k0 + tl.arange(0, N)
-            there = (k_row < last)[:, None] & inside[None, :]
-            at = k_row.to(tl.int64)[:, None]
-            k = tl.load(key + at * stride_k + head // SHARE * SIZE + e[None, :], mask=there, other=0.0)
-            v = tl.load(value + at * stride_v + head // SHARE * SIZE + e[None, :], mask=there, other=0.0)
-            sees = (k_row[None, :] >= first[:, None]) & (k_row[None, :] < end[:, None])
-            score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-            p = tl.where(sees, tl.exp2(score - log_m[:, None]), 0.0)
-            d_p = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
-            d_score = (p * (d_p - drawn[:, None])).to(k.dtype)
-            acc += tl.dot(d_score, k, input_precision=PRECISION)
-    tl.store(d_query + o_at, (acc * scale).to(d_query.dtype.element_ty), mask=both)
+    first, end = _range_of(seen, 0, row, real, queries)
+    lo, solid, broken, hi = _runs(first, end, N)
+    acc = _pull_queries(q, d_out, key, value, first, end, lo, solid, log_m, drawn, acc, scale2, stride_k, stride_v, e, inside, N, True, PRECISION)  # fmt: skip  # noqa: E501
+    acc = _pull_queries(q, d_out, key, value, first, end, solid, broken, log_m, drawn, acc, scale2, stride_k, stride_v, e, inside, N, False, PRECISION)  # fmt: skip  # noqa: E501
+    acc = _pull_queries(q, d_out, key, value, first, end, broken, hi, log_m, drawn, acc, scale2, stride_k, stride_v, e, inside, N, True, PRECISION)  # fmt: skip  # noqa: E501
+    first, end = _range_of(seen, 1, row, real, queries)
+    acc = _pull_queries(q, d_out, key, value, first, end, tl.min(first, 0), tl.max(end, 0), log_m, drawn, acc, scale2, stride_k, stride_v, e, inside, N, True, PRECISION)  # fmt: skip  # noqa: E501
+    o_at = d_query + (row.to(tl.int64)[:, None] * heads + head) * SIZE + e[None, :]
+    tl.store(o_at, (acc * scale).to(d_query.dtype.element_ty), mask=real[:, None] & inside[None, :])
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -11,8 +12,10 @@ from openmercury.data.loader import Batch
 from openmercury.model.attention import DenseAttend
 from openmercury.model.masks import visible
 from openmercury.model.transformer import Transformer
-from openmercury.train.hooks import count_drafts
+from openmercury.train.hooks import Evaluation, count_drafts
 from openmercury.train.needle import KEY, VALUE, find_needles, plant
+from openmercury.train.objectives import Loss
+from openmercury.train.parallel import World
 from tests import tiny
 
 DRAFTS = 3
@@ -85,6 +88,27 @@ class Copier:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden
+
+
+def test_one_graph_at_a_time() -> None:
+    """Gradients are wanted where layers are compiled, though nobody takes them: no batch's graph outlives its reading."""
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def objective(*_: object) -> Loss:
+        assert all(graph() is None for graph in alive)
+        sum_ = torch.ones((), requires_grad=True) * 1
+        alive.append(weakref.ref(sum_))
+        return Loss(sum_, torch.ones(()), {})
+
+    rows = torch.zeros(3, 4, dtype=torch.long)
+    evaluation = object.__new__(Evaluation)
+    evaluation.trainer = SimpleNamespace(  # type: ignore[assignment]
+        recipe=SimpleNamespace(compile=True), sharded=False, world=World(), device=rows.device, model=None,
+        objective=objective,
+    )  # fmt: skip
+    evaluation.part, evaluation.rows = 1, Batch(rows, rows > 0, rows)
+    assert evaluation._losses() == {"loss": 1.0}
+    assert len(alive) == 3
 
 
 def test_needles_are_found_as_far_as_a_model_reaches() -> None:

@@ -27,7 +27,8 @@ def draft_prefix(noisy: Corrupted, at_M: Tensor, hit_M: Tensor) -> Tensor:
     """
     block_BL, length = noisy.block_BL, noisy.block_BL.shape[1]
     asked_BL, hit_BL = torch.zeros_like(noisy.masked_BL), torch.zeros_like(noisy.masked_BL)
-    asked_BL.view(-1)[at_M], hit_BL.view(-1)[at_M] = True, hit_M
+    asked_BL.view(-1).index_fill_(0, at_M, True)
+    hit_BL.view(-1).index_copy_(0, at_M, hit_M)
     zero = torch.zeros_like(block_BL)
     size_BL = noisy.end_BL - noisy.start_BL
     counted = zero.scatter_add(1, block_BL, (asked_BL & (noisy.level_BL >= 1)).long()).gather(1, block_BL)
