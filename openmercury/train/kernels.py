@@ -18,6 +18,7 @@ from torch import Tensor
 FORWARD: dict[str, int] = {"M": 64, "N": 64, "num_warps": 4, "num_stages": 3}  # queries and keys of a tile
 QUERIES: dict[str, int] = {"M": 64, "N": 64, "num_warps": 4, "num_stages": 3}
 KEYS: dict[str, int] = {"M": 64, "N": 64, "num_warps": 4, "num_stages": 3}
+LONG_BYTES = 256  # of a row of keys
 LOG2_E = 1.4426950408889634
 
 
@@ -30,12 +31,21 @@ def _range_of(seen, part: tl.constexpr, row, real, queries):
 
 
 @triton.jit
-def _runs(first, end, N: tl.constexpr):
-    """Of a tile's keys lo … hi, in steps of N: those between the two middle numbers are seen by all its queries."""
-    lo, hi = tl.min(first, 0), tl.max(end, 0)
-    solid = lo + tl.cdiv(tl.max(first, 0) - lo, N) * N
-    count = (tl.min(end, 0) - solid) // N
-    return lo, tl.where(count > 0, solid, lo), tl.where(count > 0, solid + count * N, lo), hi
+def _run(seen, part: tl.constexpr, row, real, queries, N: tl.constexpr):
+    """The part-th run of a tile's keys, and the range of each row that it belongs to: of the first range what lies
+    before, within and behind the keys that all rows see, in steps of N; then the second range."""
+    first, end = _range_of(seen, part // 3, row, real, queries)
+    begin, last = tl.min(first, 0), tl.max(end, 0)
+    if part < 3:
+        solid = begin + tl.cdiv(tl.max(first, 0) - begin, N) * N
+        count = tl.maximum((tl.min(end, 0) - solid) // N, 0)
+        solid = tl.where(count > 0, solid, begin)
+        if part == 0:
+            last = solid
+        else:
+            begin = solid + (part - 1) * count * N
+            last = solid + count * N if part == 1 else last
+    return first, end, begin, last
 
 
 @triton.jit
@@ -85,13 +95,12 @@ def _forward_kernel(
     best = tl.full([M], -1e30, tl.float32)
     total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, E], tl.float32)
-    first, end = _range_of(seen, 0, row, real, queries)
-    lo, solid, broken, hi = _runs(first, end, N)
-    best, total, acc = _gather(q, key, value, first, end, lo, solid, best, total, acc, scale2, stride_k, stride_v, e, inside, N, True, PRECISION)  # fmt: skip  # noqa: E501
-    best, total, acc = _gather(q, key, value, first, end, solid, broken, best, total, acc, scale2, stride_k, stride_v, e, inside, N, False, PRECISION)  # fmt: skip  # noqa: E501
-    best, total, acc = _gather(q, key, value, first, end, broken, hi, best, total, acc, scale2, stride_k, stride_v, e, inside, N, True, PRECISION)  # fmt: skip  # noqa: E501
-    first, end = _range_of(seen, 1, row, real, queries)
-    best, total, acc = _gather(q, key, value, first, end, tl.min(first, 0), tl.max(end, 0), best, total, acc, scale2, stride_k, stride_v, e, inside, N, True, PRECISION)  # fmt: skip  # noqa: E501
+    for part in tl.static_range(4):
+        first, end, begin, last = _run(seen, part, row, real, queries, N)
+        best, total, acc = _gather(
+            q, key, value, first, end, begin, last, best, total, acc, scale2, stride_k, stride_v, e, inside,
+            N, part != 1, PRECISION,
+        )  # fmt: skip
     result = acc / tl.where(total > 0, total, 1.0)[:, None]
     o_at = out + (row.to(tl.int64)[:, None] * heads + head) * SIZE + e[None, :]
     tl.store(o_at, result.to(out.dtype.element_ty), mask=real[:, None] & inside[None, :])
@@ -138,13 +147,12 @@ def _queries_kernel(
     tl.store(pull + head * queries + row, drawn, mask=real)
     log_m = tl.load(log_total + head * queries + row, mask=real, other=0.0)
     acc = tl.zeros([M, E], tl.float32)
-    first, end = _range_of(seen, 0, row, real, queries)
-    lo, solid, broken, hi = _runs(first, end, N)
-    acc = _pull_queries(q, d_out, key, value, first, end, lo, solid, log_m, drawn, acc, scale2, stride_k, stride_v, e, inside, N, True, PRECISION)  # fmt: skip  # noqa: E501
-    acc = _pull_queries(q, d_out, key, value, first, end, solid, broken, log_m, drawn, acc, scale2, stride_k, stride_v, e, inside, N, False, PRECISION)  # fmt: skip  # noqa: E501
-    acc = _pull_queries(q, d_out, key, value, first, end, broken, hi, log_m, drawn, acc, scale2, stride_k, stride_v, e, inside, N, True, PRECISION)  # fmt: skip  # noqa: E501
-    first, end = _range_of(seen, 1, row, real, queries)
-    acc = _pull_queries(q, d_out, key, value, first, end, tl.min(first, 0), tl.max(end, 0), log_m, drawn, acc, scale2, stride_k, stride_v, e, inside, N, True, PRECISION)  # fmt: skip  # noqa: E501
+    for part in tl.static_range(4):
+        first, end, begin, last = _run(seen, part, row, real, queries, N)
+        acc = _pull_queries(
+            q, d_out, key, value, first, end, begin, last, log_m, drawn, acc, scale2, stride_k, stride_v, e, inside,
+            N, part != 1, PRECISION,
+        )  # fmt: skip
     o_at = d_query + (row.to(tl.int64)[:, None] * heads + head) * SIZE + e[None, :]
     tl.store(o_at, (acc * scale).to(d_query.dtype.element_ty), mask=real[:, None] & inside[None, :])
 
@@ -200,11 +208,13 @@ def _packed(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 and x.stride(-2) == x.shape[-1] else x.contiguous()
 
 
-def _constants(query: Tensor, key: Tensor) -> dict[str, Any]:
-    size = query.shape[-1]
+def _constants(heads: int, groups: int, size: int, dtype: torch.dtype, tiles: dict[str, int]) -> dict[str, Any]:
+    """What a kernel is compiled for. Of long rows only one tile at a time finds room in shared memory."""
     padded = max(16, triton.next_power_of_2(size))
-    precision = "tf32x3" if query.dtype == torch.float32 else "tf32"  # three products, nearly as exact as float32
-    return {"SHARE": query.shape[1] // key.shape[1], "SIZE": size, "E": padded, "PRECISION": precision}
+    precision = "tf32x3" if dtype == torch.float32 else "tf32"  # three products, nearly as exact as float32
+    stages = tiles["num_stages"] if padded * dtype.itemsize <= LONG_BYTES else 1
+    shape = {"SHARE": heads // groups, "SIZE": size, "E": padded, "PRECISION": precision}
+    return {**tiles, **shape, "num_stages": stages}
 
 
 @torch.library.custom_op("openmercury::range_attention", mutates_args=())
@@ -217,7 +227,7 @@ def _attention(
     log_total = torch.empty(heads, queries, dtype=torch.float32, device=query.device)
     _forward_kernel[(triton.cdiv(queries, FORWARD["M"]), heads)](
         query, key, value, seen, out, log_total, size**-0.5 * LOG2_E, queries, heads,
-        query.stride(0), key.stride(0), value.stride(0), **_constants(query, key), **FORWARD,
+        query.stride(0), key.stride(0), value.stride(0), **_constants(heads, key.shape[1], size, query.dtype, FORWARD),
     )  # fmt: skip
     return out, log_total
 
@@ -247,14 +257,14 @@ def _backward(
     d_key[:skip], d_value[:skip] = 0, 0
     pull = torch.empty_like(log_total)
     shape = queries, heads, query.stride(0), key.stride(0), value.stride(0)
-    constants = _constants(query, key)
+    facts = heads, key.shape[1], size, query.dtype
     _queries_kernel[(triton.cdiv(queries, QUERIES["M"]), heads)](
         query, key, value, seen, out, slope, log_total, pull, d_query, size**-0.5, size**-0.5 * LOG2_E, *shape,
-        **constants, **QUERIES,
+        **_constants(*facts, QUERIES),
     )  # fmt: skip
     _keys_kernel[(triton.cdiv(keys - skip, KEYS["N"]), key.shape[1])](
         query, key, value, seen, seers, slope, log_total, pull, d_key, d_value, size**-0.5, size**-0.5 * LOG2_E,
-        queries, keys, skip, *shape[1:], **constants, **KEYS,
+        queries, keys, skip, *shape[1:], **_constants(*facts, KEYS),
     )  # fmt: skip
     return d_query, d_key, d_value
 

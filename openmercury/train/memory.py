@@ -2,7 +2,7 @@
 
 Activations are what autograd keeps of one layer and token, counted tensor by tensor (`layer_elements`); of a compiled
 layer a little less is kept, since some of it is computed again. With checkpointing only the input of each layer is
-kept, and one layer at a time in full. Attention is taken to keep no scores, as FlexAttention does.
+kept, and one layer at a time in full. Attention is taken to keep no scores, as its kernel does.
 """
 
 from __future__ import annotations

@@ -88,6 +88,33 @@ def test_sight_of_noisy_positions() -> None:
     assert int(seen.sum(1).min()) > 0, "a softmax over nothing"
 
 
+@pytest.mark.parametrize(("dtype", "groups", "size"), [(torch.bfloat16, 2, 64), (torch.float32, 3, 128)])
+def test_kernels_compile_for_a_gpu_that_is_not_here(dtype: torch.dtype, groups: int, size: int) -> None:
+    """For an H100, whose shared memory they must fit into."""
+    triton = pytest.importorskip("triton")
+    compiler = pytest.importorskip("triton.backends.compiler")
+    from openmercury.train import kernels
+
+    data = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
+    known = {"seen": "*i32", "seers": "*i32", "log_total": "*fp32", "pull": "*fp32", "scale": "fp32", "scale2": "fp32"}
+    numbers = ("queries", "keys", "skip", "heads", "stride_q", "stride_k", "stride_v")
+    for kernel, tiles in (
+        (kernels._forward_kernel, kernels.FORWARD),
+        (kernels._queries_kernel, kernels.QUERIES),
+        (kernels._keys_kernel, kernels.KEYS),
+    ):
+        constants = kernels._constants(groups, groups, size, dtype, tiles)
+        kinds = {name: "constexpr" if name in constants else data for name in kernel.arg_names}
+        kinds |= {name: kind for name, kind in known.items() if name in kinds}
+        kinds |= dict.fromkeys(set(numbers) & set(kinds), "i32")
+        source = triton.compiler.ASTSource(
+            kernel, kinds, {name: value for name, value in constants.items() if name in kernel.arg_names}
+        )
+        options = {name: constants[name] for name in ("num_warps", "num_stages")}
+        made = triton.compile(source, target=compiler.GPUTarget("cuda", 90, 32), options=options)
+        assert made.metadata.shared <= 232_448, kernel
+
+
 @pytest.mark.timeout(400)
 def test_kernels_interpreted() -> None:
     """In a process of its own, since Triton decides at import whether to interpret."""

@@ -91,7 +91,7 @@ class Copier:
 
 
 def test_one_graph_at_a_time() -> None:
-    """Gradients are wanted where layers are compiled, though nobody takes them: no batch's graph outlives its reading."""
+    """Where layers are compiled gradients are wanted, though nobody takes them: no graph outlives its reading."""
     alive: list[weakref.ref[torch.Tensor]] = []
 
     def objective(*_: object) -> Loss:
