@@ -77,6 +77,10 @@ def bench(
     device: Annotated[str, option("auto, cpu or cuda.", panel=MODEL)] = "auto",
     dtype: Annotated[DtypeName, option("Number format of the weights.", panel=MODEL)] = "auto",
     mode: Annotated[str | None, option("Modes, with commas between. Default: all.", panel=DECODING)] = None,
+    drafts: Annotated[
+        str | None,
+        option("Of `verified`: width:groups, as in 7:all, 7:last, 13:4. Default: by device.", panel=DECODING),
+    ] = None,
     max_tokens: Annotated[
         int | None, option("Tokens of an answer at most. Default: 512; long: exactly 1000.", panel=DECODING)
     ] = None,
@@ -142,8 +146,10 @@ def bench(
     if http:
         bench_http.check()
     modes = _modes(mode, simulated=random_weights is not None)
+    drafted = _drafts(drafts)
     report = Report(json_out)
     settings = _start(report, device, dtype, _config(model, random_weights), max([*levels, 1]))
+    settings = settings.model_copy(update=drafted)
     if random_weights is not None:
         engine = _random_engine(report, random_weights, settings)
         _simulated(report, engine, modes, levels, context, simulated_tpf)
@@ -227,6 +233,23 @@ def _numbers(text: str | None, name: str, kind: Callable[[str], Number]) -> list
         what = "whole numbers from 1 on, as in 1,8,32" if kind is int else "numbers above 0, as in 0.5,8"
         raise UsageProblem(f"{name} {text!r} should be {what}")
     return found
+
+
+def _drafts(text: str | None) -> dict[str, Any]:
+    """`--drafts` as settings of the engine."""
+    from pydantic import ValidationError
+
+    from openmercury.engine.config import EngineConfig
+
+    if text is None:
+        return {}
+    width, _, groups = text.partition(":")
+    try:
+        told = {"draft_width": int(width), "draft_groups": int(groups) if groups.isdigit() else groups}
+        EngineConfig.model_validate(told)
+    except (ValueError, ValidationError):
+        raise UsageProblem(f"--drafts {text!r} should be width:groups, as in 7:all, 7:last or 13:4") from None
+    return told
 
 
 def _check(context: typer.Context, holds: Mapping[str, bool]) -> None:

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from openmercury.config import Frozen
-from openmercury.engine.widths import Groups, best_block, best_drafts
+from openmercury.engine.widths import MOST_GROUPS, Groups, best_block, best_drafts
 
+DraftGroups = Literal["all", "last"] | Annotated[int, Field(ge=1, le=MOST_GROUPS)]
 DEFAULT_THRESHOLD = 0.15
 DEFAULT_EDIT_BELOW = 1.0
 ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -25,7 +26,8 @@ class EngineConfig(Frozen):
 
     `draft_width` is how many tokens `verified` drafts at a time. `draft_groups` says behind which accepted lengths of
     the drafts under verification the next draft is prepared in the same forward: "all" (the fewest forwards; pays
-    where wide forwards are nearly free) or "last" (behind full acceptance only; else a forward of its own drafts).
+    where wide forwards are nearly free), "last" (behind full acceptance only; else a forward of its own drafts), or a
+    number: behind so many lengths at which the drafts' own confidence says that they will be cut off.
     `block_limit` narrows the blocks of `diffusion` below the checkpoint's block size where each position costs.
 
     Prompts are read in chunks of up to `prefill_chunk` tokens, `prefill_tokens` positions a step, padding included.
@@ -40,8 +42,8 @@ class EngineConfig(Frozen):
     """
 
     draft_width: Annotated[int, Field(ge=1, le=64)] = 7
-    draft_groups: Groups = "all"
-    auto_drafts: tuple[tuple[Annotated[int, Field(ge=1, le=64)], Groups], ...] = (
+    draft_groups: DraftGroups = "all"
+    auto_drafts: tuple[tuple[Annotated[int, Field(ge=1, le=64)], DraftGroups], ...] = (
         (3, "all"), (7, "all"), (11, "all"), (3, "last"), (5, "last"), (7, "last"),
     )  # fmt: skip
     block_limit: Annotated[int, Field(ge=1, le=64)] = 64

@@ -4,7 +4,8 @@ Predictions come shifted: the row of position i chooses the token of position i 
 the next one exactly, and a noisy group of g positions that starts at s drafts the tokens of s + 1 ‥ s + g.
 
     ar          clean t(b−1)
-    verified    clean t(b−1) d(b) d(b+1)                group 0 at b ‥  group 1 at b+1 ‥  group 2 at b+2 ‥
+    verified    clean t(b−1) d(b) d(b+1)                group 0 at b ‥  group 1 at b+1 ‥  group 2 at b+2 ‥,
+                                                        or only behind the lengths at which the draft is likely cut off
     copied      clean t(b−1) d(b) d(b+1)                none: the host gives the drafts
     diffusion   clean t(b−1) and the settled run        group 0 behind it: masks and settled tokens
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from openmercury.diffusion.sample import NO_TOKEN, Choice
 from openmercury.diffusion.unmask import accept
-from openmercury.diffusion.verify import accepted_length, standing_length
+from openmercury.diffusion.verify import UNUSED, accepted_length, likely_lengths, standing_length
 from openmercury.engine.expected import COPY_WIDTH
 from openmercury.engine.params import DecodeMode
 from openmercury.engine.state import RUNNING, Committed, Slots
@@ -37,7 +38,7 @@ class Shape(NamedTuple):
 
     mode: DecodeMode
     width: int
-    groups: Groups | Literal["none"] = "all"
+    groups: Groups | Literal["none"] = "all"  # a number: behind so many likely lengths
     penalised: bool = False  # does any of them count what it has said?
     constrained: bool = False  # may the clean columns choose only what a grammar allows?
 
@@ -51,9 +52,19 @@ class Shape(NamedTuple):
         """Positions of a row in a forward, at most."""
         if self.mode != "verified":
             return self.width
-        if self.groups == "none":
-            return self.width + 1
-        return (self.width + 1) ** 2 if self.groups == "all" else 2 * self.width + 1
+        return self.width + 1 + self.width * self.group_count
+
+    @property
+    def group_count(self) -> int:
+        """Noisy groups of a row in a forward of `verified`, at most."""
+        if isinstance(self.groups, int):
+            return self.groups
+        return {"all": self.width + 1, "last": 1, "none": 0}[self.groups]
+
+    @property
+    def likely(self) -> bool:
+        """Do groups stand behind likely lengths, which take the confidence of drafts to find?"""
+        return isinstance(self.groups, int)
 
     @property
     def noisy(self) -> bool:
@@ -108,7 +119,7 @@ def apply(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatch, choice:
         slots.ahead_count.index_fill_(0, rows, 0)  # drafts of an earlier forward in another mode
         slots.commit(rows, Committed(shaped.token_M, torch.ones_like(rows)))
     elif shape.mode == "verified":
-        _apply_verified(slots, rows, shape, batch, shaped.token_M)
+        _apply_verified(slots, rows, shape, batch, shaped)
     else:
         _apply_diffusion(slots, rows, shape, shaped, mask_id)
 
@@ -197,7 +208,9 @@ def _plan_verified(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_
     if shape.groups == "none":
         want = torch.arange(columns, device=rows.device).expand(len(rows), -1)
         return ForwardBatch(ids, position, end, group, want)
-    if shape.groups == "all":
+    if shape.likely:
+        behind = _behind(slots, rows, shape, count)
+    elif shape.groups == "all":
         behind = torch.arange(columns, device=rows.device).expand(len(rows), -1)
     else:
         behind = count[:, None]
@@ -216,9 +229,16 @@ def _plan_verified(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_
     return ForwardBatch(*_joined((ids, position, end, group), noisy), want)
 
 
-def _apply_verified(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatch, token_RM: Tensor) -> None:
-    g = shape.width
-    groups = {"all": token_RM.shape[1] // (g + 1), "last": 1, "none": 0}[shape.groups]
+def _behind(slots: Slots, rows: Tensor, shape: Shape, count_R: Tensor) -> Tensor:
+    """The lengths behind which groups stand, [R, groups]: where there are no drafts, behind the text alone."""
+    only = torch.full((shape.group_count,), UNUSED, device=rows.device)
+    only[:1] = 0
+    return torch.where(count_R[:, None] > 0, slots.behind[rows, : shape.group_count], only)
+
+
+def _apply_verified(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatch, choice: Choice) -> None:
+    g, token_RM = shape.width, choice.token_M
+    groups = token_RM.shape[1] // (g + 1) if shape.groups == "all" else shape.group_count
     columns = token_RM.shape[1] - groups * g
     length, count = slots.length[rows], _drafts(slots, rows, shape)
     drafts = slots.ahead[rows, : columns - 1]
@@ -231,8 +251,14 @@ def _apply_verified(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatc
         return
     # The next drafts: choices of the group that stands behind the kept ones, if there is one.
     pick = kept if shape.groups == "all" else torch.zeros_like(kept)
+    if shape.likely:
+        pick = (_behind(slots, rows, shape, count) == kept[:, None]).long().argmax(-1)
     at = pick[:, None] * g + torch.arange(g, device=rows.device)
     drafted = token_RM[:, columns:].gather(1, at)
     usable = (batch.group_RQ[:, columns:].gather(1, at) == kept[:, None]).sum(-1)
     slots.ahead[rows, :g] = drafted.clamp(min=0)  # NO_TOKEN has no embedding; any draft is checked
-    slots.ahead_count[rows] = torch.minimum(usable, (slots.limit[rows] - slots.length[rows]).clamp(min=0))
+    usable = torch.minimum(usable, (slots.limit[rows] - slots.length[rows]).clamp(min=0))
+    slots.ahead_count[rows] = usable
+    if shape.likely:
+        sure = choice.confidence_M[:, columns:].gather(1, at)
+        slots.behind[rows, : shape.group_count] = likely_lengths(sure, usable, shape.group_count)

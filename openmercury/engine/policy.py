@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from openmercury.diffusion.sample import Sampling
 from openmercury.engine.config import ROW_BUCKETS, EngineConfig, bucket
 from openmercury.engine.modes import Shape
+from openmercury.engine.widths import MISSED
 
 DECIDE_EVERY = 16  # visits of the host to the device from one choice to the next
 TRIAL_VISITS = 8  # forwards of "last" take turns in how much they verify
@@ -79,13 +80,14 @@ def expected_tokens(shape: Shape, p: float) -> float:
     Of g drafts A are accepted, E A = Σ_{j=1‥g} p^j, and one exact token follows. "all": 1 + E A. With "last" a forward
     that does not accept all g (probability 1 − p^g) leaves no drafts, and the next one gains a single token while it
     drafts anew. Each forward that has drafts begins a cycle: of (1 + E A) + (1 − p^g) tokens in 1 + (1 − p^g) forwards.
+    With groups behind likely lengths only a share of them (`widths.MISSED`) leaves no drafts.
     """
     if shape.mode != "verified":
         return 1.0
     accepted = sum(p**j for j in range(1, shape.width + 1))
     if shape.groups == "all":
         return 1 + accepted
-    anew = 1 - p**shape.width
+    anew = MISSED[shape.group_count - 1] * (1 - p**shape.width)
     return (1 + accepted + anew) / (1 + anew)
 
 

@@ -327,7 +327,7 @@ class Runner:
         if shape.penalised:
             end_RM = batch.end_RQ.gather(1, batch.want_RM)
             penalties = self.slots.penalties(rows, end_RM, self.model.config.vocab_size)
-        statistics = shape.mode == "diffusion"
+        statistics = shape.mode == "diffusion" or shape.likely
         with timed_head(self.stats):
             head = Head(self.model, self.config.head_rows, sampling, statistics)
             choice = head.choose(

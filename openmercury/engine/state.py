@@ -14,6 +14,8 @@ from torch import Tensor
 
 from openmercury.diffusion.sample import NO_TOKEN, Penalties, RowParams
 from openmercury.diffusion.unmask import Policy
+from openmercury.diffusion.verify import UNUSED
+from openmercury.engine.widths import MOST_GROUPS
 
 RUNNING, STOP, LENGTH, FAILED = 0, 1, 2, 3  # values of `done`
 MAX_STOP_IDS = 16
@@ -57,6 +59,7 @@ class Slots:
     width: Tensor  # positions of a block or draft
     ahead: Tensor  # [S, widest]
     ahead_count: Tensor
+    behind: Tensor  # [S, MOST_GROUPS]: likely lengths of what stands ahead, ascending; see `verify.likely_lengths`
     stop: Tensor  # [S, MAX_STOP_IDS]
     pages: Tensor  # [S, pages of the longest text]
     temperature: Tensor
@@ -85,6 +88,7 @@ class Slots:
             reals=reals,
             text=torch.zeros(slots, longest + 1, dtype=torch.int32, device=device),
             ahead=torch.zeros(slots, widest, dtype=torch.long, device=device),
+            behind=torch.full((slots, MOST_GROUPS), UNUSED, device=device),
             stop=torch.full((slots, MAX_STOP_IDS), NO_TOKEN, device=device),
             pages=torch.zeros(slots, pages, dtype=torch.int32, device=device),
             **rows,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 
 from openmercury.diffusion.unmask import Policy, accept
-from openmercury.diffusion.verify import accepted_length, standing_length
+from openmercury.diffusion.verify import UNUSED, accepted_length, likely_lengths, standing_length
 
 CONFIDENCE = torch.tensor([[0.3, 0.95, 0.6, 0.99, 0.2]])
 ENTROPY = torch.tensor([[2.0, 0.2, 1.0, 0.05, 3.0]])
@@ -46,6 +49,23 @@ def test_entropy_bound_leaves_out_the_largest() -> None:
 def test_accepted_length() -> None:
     draft = torch.tensor([[1, 2, 3], [9, 2, 3], [1, 2, -1]])
     assert accepted_length(draft, torch.tensor([[1, 2, 4], [1, 2, 3], [1, 2, 3]])).tolist() == [2, 0, 2]
+
+
+@pytest.mark.parametrize("most", [1, 3, 8])
+def test_likely_lengths(most: int) -> None:
+    """Against the definition; certain drafts are kept whole, of equals the shorter comes first, none counts twice."""
+    draw = torch.Generator().manual_seed(0)
+    sure = torch.rand(50, 6, generator=draw, dtype=torch.float64)
+    sure[0], sure[1], sure[2, 3] = 1.0, 0.0, 1.0
+    count = torch.randint(0, 7, (50,), generator=draw)
+    found = likely_lengths(sure, count, most).tolist()
+    for c, n, lengths in zip(sure.tolist(), count.tolist(), found, strict=True):
+        odds = [math.prod(c[:k]) * (1 - c[k]) for k in range(n)] + [math.prod(c[:n])]
+        best = sorted(sorted(range(n + 1), key=lambda k: -odds[k])[:most])
+        if len(set(odds)) == n + 1:  # what rounding may order otherwise is left out
+            assert lengths == best + [UNUSED] * (most - len(best))
+        assert len(set(lengths) - {UNUSED}) == min(most, n + 1)
+    assert likely_lengths(sure[:1], torch.tensor([4]), 1).tolist() == [[4]]  # certain: kept whole
 
 
 def test_standing_length() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from openmercury.diffusion.sample import NO_TOKEN, Choice, RowParams, choose
+from openmercury.diffusion.verify import UNUSED
 from openmercury.engine import modes
 from openmercury.engine.cache import GatherAttend, PagedCache, slots_of
 from openmercury.engine.cuda import attention as cuda_attention
@@ -130,6 +131,8 @@ def random_slots(rng: random.Random, rows: int, width: int) -> Slots:
         slots.threshold[r], slots.edit_below[r] = rng.choice([(0.3, 1.0), (0.05, 0.2), (2.0, 0.0)])
         slots.quota[r], slots.entropy_bound[r] = rng.choice([(0, -1.0), (2, -1.0), (0, 1.5)])
         slots.stop[r, :3] = torch.randint(0, tiny.MASK, (3,), device=DEVICE)
+        lengths = sorted(rng.sample([*range(width + 1), UNUSED], rng.randint(1, width + 1)))[: slots.behind.shape[1]]
+        slots.behind[r] = torch.tensor(lengths + [UNUSED] * (slots.behind.shape[1] - len(lengths)), device=DEVICE)
     slots.pages[:] = torch.randperm(slots.pages.numel(), device=DEVICE).view_as(slots.pages).int()
     return slots
 
@@ -145,6 +148,8 @@ def plans_and_applies(seed: int) -> None:
         Shape("verified", width),
         Shape("verified", width, "last"),
         Shape("verified", width, "none"),
+        Shape("verified", width, 2),
+        Shape("verified", width, 5),
         Shape("diffusion", width),
     ):
         slots = random_slots(rng, rows, width)
@@ -185,16 +190,18 @@ def plans_and_applies(seed: int) -> None:
         elif shape.mode == "diffusion":
             steps.apply_diffusion(other, row, width, choice, tiny.MASK)
         elif shape.groups == "none":
-            steps.apply_verified(other, row, shape, token, token, picked=False)
+            steps.apply_verified(other, row, shape, token, token, token, picked=False)
         elif shape.groups == "last" or seed % 2:
-            steps.apply_verified(other, row, shape, token[:, :clean], token[:, clean:], picked=False)
+            confidence = choice.confidence_M.view_as(token)[:, clean:]
+            steps.apply_verified(other, row, shape, token[:, :clean], token[:, clean:], confidence, picked=False)
         else:
-            index = steps.accept(other, row, width, token[:, :clean].contiguous()).long()
-            drafted = token.flatten()[index].view(rows, width)
-            steps.apply_verified(other, row, shape, token[:, :clean].contiguous(), drafted, picked=True)
+            index = steps.accept(other, row, shape, token[:, :clean].contiguous()).long()
+            drafted, confidence = (x.flatten()[index].view(rows, width) for x in (token, choice.confidence_M))
+            steps.apply_verified(other, row, shape, token[:, :clean].contiguous(), drafted, confidence, picked=True)
         active, going = row[other.forwards[row] > 0], row[slots.done[row] == RUNNING]
         torch.testing.assert_close(other.forwards, slots.forwards)
-        for name, those in (("length", active), ("done", active), ("written", active), ("ahead_count", going)):
+        fields = [("length", active), ("done", active), ("written", active), ("ahead_count", going)]
+        for name, those in [*fields, ("behind", going)]:
             torch.testing.assert_close(getattr(other, name)[those], getattr(slots, name)[those], msg=name)
         known = (
             torch.arange(width, device=DEVICE) < slots.ahead_count[going, None]
@@ -233,7 +240,7 @@ def whole_steps(dtype: torch.dtype, head_size: int) -> None:
     cases = [(asked, "all", False) for asked in free] + [(asked, "all", True) for asked in bound]
     if DEVICE.type == "cpu":  # interpreted, a case takes seconds: what others cover is left out
         cases = [case for case in cases if case[0] not in (free[1], bound[1])]
-    for asked, groups, by_grammar in [*cases, (bound[1], "last", True)]:
+    for asked, groups, by_grammar in [*cases, (bound[1], "last", True), (free[2], 2, False), (bound[1], 1, True)]:
         settings = EngineConfig(
             draft_width=2,
             draft_groups=groups,

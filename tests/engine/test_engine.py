@@ -57,7 +57,7 @@ class RandomPolicy(AutoPolicy):
     """Picks shapes and steps by dice: `auto` may change both at any step without changing the text."""
 
     def __init__(self, rng: random.Random) -> None:
-        wide = [Shape("verified", rng.randint(1, 6), rng.choice(["all", "last"])) for _ in range(3)]
+        wide = [Shape("verified", rng.randint(1, 6), rng.choice(["all", "last", 1, 2, 3, 8])) for _ in range(3)]
         super().__init__([Shape("ar", 1), *wide], "cpu", "auto")
         self.rng = rng
 
@@ -156,7 +156,7 @@ def random_engine(rng: random.Random) -> Engine:
     """Any settings, often with few pages, so that requests are preempted."""
     config = EngineConfig(
         draft_width=rng.randint(1, 6),
-        draft_groups=rng.choice(["all", "last"]),
+        draft_groups=rng.choice(["all", "last", 1, 2, 4]),
         prefill_tokens=rng.choice([3, 512]),
         page_size=rng.choice([1, 3, 16]),
         max_requests=rng.choice([2, 8]),

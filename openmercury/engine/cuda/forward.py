@@ -73,11 +73,13 @@ class CudaForward:
         rows, columns, clean = len(rows_R), plan.layout.columns, shape.width + 1
         if shape.groups == "none":
             token_RC = self._choose(hidden_ND, plan, None, sampling, penalties).token_M.view(rows, clean)
-            steps.apply_verified(self.slots, rows_R, shape, token_RC, token_RC, picked=False)
+            steps.apply_verified(self.slots, rows_R, shape, token_RC, token_RC, token_RC, picked=False)
             return
         if allowed_MW is None and (shape.groups == "last" or rows * columns <= ONE_PASS):
-            token_RQ = self._choose(hidden_ND, plan, None, sampling, penalties).token_M.view(rows, columns)
-            steps.apply_verified(self.slots, rows_R, shape, token_RQ[:, :clean], token_RQ[:, clean:], picked=False)
+            choice = self._choose(hidden_ND, plan, None, sampling, penalties, statistics=shape.likely)
+            token_RQ, sure_RQ = (field.view(rows, columns) for field in (choice.token_M, choice.confidence_M))
+            groups = token_RQ[:, clean:], sure_RQ[:, clean:]
+            steps.apply_verified(self.slots, rows_R, shape, token_RQ[:, :clean], *groups, picked=False)
             return
         column = torch.arange(clean, dtype=torch.int32, device=rows_R.device)
         first = torch.arange(0, rows * columns, columns, dtype=torch.int32, device=rows_R.device)
@@ -86,9 +88,10 @@ class CudaForward:
         if shape.groups == "last":
             index_M = (first[:, None] + clean + column[:-1]).flatten()
         else:
-            index_M = steps.accept(self.slots, rows_R, shape.width, token_RC)
-        drafted = self._choose(hidden_ND, plan, index_M, sampling, penalties).token_M.view(rows, shape.width)
-        steps.apply_verified(self.slots, rows_R, shape, token_RC, drafted, picked=True)
+            index_M = steps.accept(self.slots, rows_R, shape, token_RC)
+        choice = self._choose(hidden_ND, plan, index_M, sampling, penalties, statistics=shape.likely)
+        drafted, sure = (field.view(rows, shape.width) for field in (choice.token_M, choice.confidence_M))
+        steps.apply_verified(self.slots, rows_R, shape, token_RC, drafted, sure, picked=True)
 
     def _choose(
         self,

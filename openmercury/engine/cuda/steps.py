@@ -26,6 +26,7 @@ KINDS = {"ar": AR, "verified": VERIFIED, "diffusion": DIFFUSION}
 # Values of `state` and `masks` as the kernels know them.
 RUNNING, STOP, LENGTH, FAILED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 CLEAN, NOWHERE = tl.constexpr(-1), tl.constexpr(-2)
+UNUSED = tl.constexpr(2**20)
 
 
 @triton.jit
@@ -37,12 +38,27 @@ def _first_mask(ahead, width, K_PAD: tl.constexpr, mask_id):
 
 
 @triton.jit
+def _behind(behind, drafts, t):
+    """Behind how many drafts the groups `t` stand, where these are likely lengths: `modes._behind`."""
+    return tl.where(drafts > 0, tl.load(behind + t), tl.where(t == 0, 0, UNUSED))
+
+
+@triton.jit
+def _group_of(behind, drafts, kept, GROUPS: tl.constexpr, GROUPS_PAD: tl.constexpr):
+    """The group that stands behind `kept` drafts, and whether there is one."""
+    t = tl.arange(0, GROUPS_PAD)
+    here = tl.where(t < GROUPS, _behind(behind, drafts, tl.minimum(t, GROUPS - 1)), UNUSED) == kept
+    first = tl.min(tl.where(here, t, GROUPS), 0)
+    return tl.where(first < GROUPS, first, 0).to(tl.int64), first < GROUPS
+
+
+@triton.jit
 def _plan_kernel(
-    rows, start_R, count_R, text, length, limit, done, width, ahead, ahead_count, pages,
+    rows, start_R, count_R, text, length, limit, done, width, ahead, ahead_count, behind_SG, pages,
     embedding, mask_vector, x, square, position, end, group, slot, gate, proposal,
-    columns, tiles, text_stride, ahead_stride, pages_stride, last_position, mask_id,
-    KIND: tl.constexpr, LAST: tl.constexpr, WIDTH: tl.constexpr, K_PAD: tl.constexpr, PAGE: tl.constexpr,
-    D: tl.constexpr, D_PAD: tl.constexpr, TILES_PAD: tl.constexpr, OVERLAP: tl.constexpr,
+    columns, tiles, text_stride, ahead_stride, behind_stride, pages_stride, last_position, mask_id,
+    KIND: tl.constexpr, LAST: tl.constexpr, LIKELY: tl.constexpr, WIDTH: tl.constexpr, K_PAD: tl.constexpr,
+    PAGE: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, TILES_PAD: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program: one position → where it stands, what it sees, its embedding. KIND and WIDTH are the shape's."""
     after_last_kernel(OVERLAP)
@@ -80,6 +96,8 @@ def _plan_kernel(
         else:
             i = (c - WIDTH - 1) % WIDTH
             behind = drafts if LAST else (c - WIDTH - 1) // WIDTH + drafts * 0
+            if LIKELY:
+                behind = _behind(behind_SG + s * behind_stride, drafts, behind)
             wide = tl.minimum(tl.load(width + s), room - behind - 1)
             valid = active & (i < wide) & (behind <= drafts)
             until = long + behind
@@ -143,12 +161,14 @@ def _commit(s, token, count, text, length, limit, done, stop, text_stride, C_PAD
 
 @triton.jit
 def _accept_kernel(
-    rows, ahead, ahead_count, token, index, kept, ahead_stride,
-    WIDTH: tl.constexpr, C_PAD: tl.constexpr, G_PAD: tl.constexpr, OVERLAP: tl.constexpr,
+    rows, ahead, ahead_count, behind_SG, token, index, kept, ahead_stride, behind_stride, columns,
+    LIKELY: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr, GROUPS_PAD: tl.constexpr,
+    C_PAD: tl.constexpr, G_PAD: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program: how many drafts of one row stand, and the hidden rows of the group behind them, [WIDTH].
 
-    `token` holds the choices of its WIDTH + 1 clean columns, which come first among the row's (WIDTH + 1)² positions.
+    `token` holds the choices of its WIDTH + 1 clean columns, which come first among the row's positions. Where no group
+    stands behind the drafts, any is named.
     """
     after_last_kernel(OVERLAP)
     r = tl.program_id(0)
@@ -159,20 +179,25 @@ def _accept_kernel(
     chosen = tl.load(token + r * (WIDTH + 1) + c, mask=c < WIDTH, other=0)
     stand = tl.min(tl.where((c < drafts) & (draft == chosen), C_PAD, c), 0)
     tl.store(kept + r, stand)
-    first = r * (WIDTH + 1) * (WIDTH + 1) + WIDTH + 1 + stand * WIDTH
+    group = stand.to(tl.int64)
+    if LIKELY:
+        group, _ = _group_of(behind_SG + s * behind_stride, drafts, group, GROUPS, GROUPS_PAD)
+    first = r * columns + WIDTH + 1 + group * WIDTH
     tl.store(index + r * WIDTH + i, first + i, mask=i < WIDTH)
 
 
 @triton.jit
 def _apply_verified_kernel(
-    rows, token, drafted, text, length, written, limit, done, forwards, width, ahead, ahead_count, stop,
-    text_stride, ahead_stride, token_stride, drafted_stride,
-    WIDTH: tl.constexpr, LAST: tl.constexpr, NONE: tl.constexpr, PICKED: tl.constexpr,
+    rows, token, drafted, sure, text, length, written, limit, done, forwards, width, ahead, ahead_count, behind_SG,
+    stop, text_stride, ahead_stride, behind_stride, token_stride, drafted_stride, sure_stride,
+    WIDTH: tl.constexpr, LAST: tl.constexpr, NONE: tl.constexpr, LIKELY: tl.constexpr, PICKED: tl.constexpr,
+    GROUPS: tl.constexpr, GROUPS_PAD: tl.constexpr,
     C_PAD: tl.constexpr, G_PAD: tl.constexpr, STOPS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program: one row. `drafted` holds the choices of all its groups, or of the one behind the kept if PICKED.
 
-    With NONE there are no groups, and nobody reads what `drafted` holds.
+    With NONE there are no groups, and nobody reads what `drafted` holds. `sure` is the confidence of `drafted`, which
+    LIKELY reads alone.
     """
     after_last_kernel(OVERLAP)
     r = tl.program_id(0)
@@ -187,6 +212,8 @@ def _apply_verified_kernel(
     chosen = tl.load(token + r * token_stride + c, mask=c <= WIDTH, other=0)
     kept = tl.min(tl.where((c < drafts) & (draft == chosen), C_PAD, c), 0).to(tl.int64)
     group = kept
+    if LIKELY:
+        group, stands = _group_of(behind_SG + s * behind_stride, drafts, kept, GROUPS, GROUPS_PAD)
     if LAST or NONE or PICKED:
         group = kept * 0
     coming = tl.load(drafted + r * drafted_stride + group * WIDTH + i, mask=i < WIDTH, other=0)
@@ -194,6 +221,8 @@ def _apply_verified_kernel(
     usable = tl.minimum(tl.maximum(wide, 0), WIDTH)
     if LAST:
         usable = tl.where(kept == drafts, usable, 0)
+    if LIKELY:
+        usable = tl.where(stands, usable, 0)
     if NONE:
         usable = usable * 0
     gained = _commit(s, chosen, kept + 1, text, length, limit, done, stop, text_stride, C_PAD, STOPS)
@@ -203,6 +232,30 @@ def _apply_verified_kernel(
         tl.store(ahead + s * ahead_stride + i, tl.maximum(coming, 0), mask=i < WIDTH)
         tl.store(ahead_count + s, tl.minimum(usable, left))
         tl.store(forwards + s, tl.load(forwards + s) + 1)
+        if LIKELY:
+            at = sure + r * sure_stride + group * WIDTH
+            lengths = _likely_lengths(at, tl.minimum(usable, left), WIDTH, GROUPS, GROUPS_PAD, C_PAD, G_PAD)
+            t = tl.arange(0, GROUPS_PAD)
+            tl.store(behind_SG + s * behind_stride + t, lengths, mask=t < GROUPS)
+
+
+@triton.jit
+def _likely_lengths(
+    sure, count, WIDTH: tl.constexpr, GROUPS: tl.constexpr, GROUPS_PAD: tl.constexpr, C_PAD: tl.constexpr,
+    G_PAD: tl.constexpr,
+):  # fmt: skip
+    """`verify.likely_lengths` of one row, [GROUPS_PAD]. Ranks are counted over all pairs of lengths."""
+    c, i, t = tl.arange(0, C_PAD), tl.arange(0, G_PAD), tl.arange(0, GROUPS_PAD)
+    logs = tl.log(tl.maximum(tl.load(sure + i, mask=i < WIDTH, other=1.0), 1e-30))
+    own = tl.log(tl.maximum(tl.load(sure + c, mask=c < WIDTH, other=1.0), 1e-30))
+    before = tl.exp(tl.sum(tl.where(i[None, :] < c[:, None], logs[None, :], 0.0), 1))
+    score = tl.where(c <= count, before * tl.where(c == count, 1.0, 1.0 - tl.exp(own)), -1.0)
+    ahead_of = (score[None, :] > score[:, None]) | ((score[None, :] == score[:, None]) & (c[None, :] < c[:, None]))
+    chosen = (tl.sum(ahead_of.to(tl.int32), 1) < GROUPS) & (c <= count)
+    place = tl.sum((chosen[None, :] & (c[None, :] < c[:, None])).to(tl.int32), 1)
+    here = chosen[None, :] & (place[None, :] == t[:, None])
+    found = tl.sum(tl.where(here, c[None, :], 0), 1)
+    return tl.where(tl.sum(here.to(tl.int32), 1) > 0, found, UNUSED).to(tl.int64)
 
 
 @triton.jit
@@ -308,9 +361,10 @@ def plan(
 ) -> Planned:  # fmt: skip
     """`modes.plan` for a shape; for a number of columns `modes.plan_prefill` of `spans` = (start_R, count_R)."""
     config, device = model.config, rows_R.device
-    kind, width, last, columns = PREFILL, 1, False, shape
+    kind, width, last, likely, columns = PREFILL, 1, False, False, shape
     if isinstance(shape, Shape):
         kind, width, last, columns = KINDS[shape.mode], shape.width, shape.groups == "last", shape.positions
+        likely = shape.likely
     assert isinstance(columns, int)
     n, d = len(rows_R) * columns, config.d_model
     x = torch.empty(n, d, dtype=model.embedding.weight.dtype, device=device)
@@ -322,39 +376,47 @@ def plan(
     overlap = overlaps(device)
     _plan_kernel[(n,)](
         rows_R, start, count, slots.text, slots.length, slots.limit, slots.done, slots.width, slots.ahead,
-        slots.ahead_count, slots.pages, model.embedding.weight,
+        slots.ahead_count, slots.behind, slots.pages, model.embedding.weight,
         model.embedding.weight[mask_id] if model.adapter is None else model.adapter.mask_vector,
         x, square, position, end, group, slot, gate, proposal,
-        columns, tiles, slots.text.stride(0), slots.ahead.stride(0), slots.pages.stride(0), config.max_context - 1,
-        mask_id,
-        KIND=kind, LAST=last, WIDTH=width, K_PAD=pad(width), PAGE=page, D=d, D_PAD=triton.next_power_of_2(d),
-        TILES_PAD=pad(tiles), OVERLAP=overlap, num_warps=1 if d <= 1024 else 4, launch_pdl=overlap,
+        columns, tiles, slots.text.stride(0), slots.ahead.stride(0), slots.behind.stride(0), slots.pages.stride(0),
+        config.max_context - 1, mask_id,
+        KIND=kind, LAST=last, LIKELY=likely, WIDTH=width, K_PAD=pad(width), PAGE=page, D=d,
+        D_PAD=triton.next_power_of_2(d), TILES_PAD=pad(tiles), OVERLAP=overlap, num_warps=1 if d <= 1024 else 4,
+        launch_pdl=overlap,
     )  # fmt: skip
     return Planned(Stream(x, square), Layout(rows_R, columns, slots.pages, position, end, group, slot), gate, proposal)
 
 
-def accept(slots: Slots, rows_R: Tensor, width: int, token_RC: Tensor) -> Tensor:
+def accept(slots: Slots, rows_R: Tensor, shape: Shape, token_RC: Tensor) -> Tensor:
     """Hidden rows [R · width] of the group behind the drafts that stand, given the choices [R, width + 1] before."""
+    width = shape.width
     index = torch.empty(len(rows_R) * width, dtype=torch.int32, device=rows_R.device)
     kept = torch.empty(len(rows_R), dtype=torch.int32, device=rows_R.device)
     overlap = overlaps(rows_R.device)
     _accept_kernel[(len(rows_R),)](
-        rows_R, slots.ahead, slots.ahead_count, token_RC, index, kept, slots.ahead.stride(0),
-        WIDTH=width, C_PAD=pad(width + 1), G_PAD=pad(width), OVERLAP=overlap, num_warps=1, launch_pdl=overlap,
+        rows_R, slots.ahead, slots.ahead_count, slots.behind, token_RC, index, kept, slots.ahead.stride(0),
+        slots.behind.stride(0), shape.positions,
+        LIKELY=shape.likely, WIDTH=width, GROUPS=shape.group_count, GROUPS_PAD=pad(shape.group_count),
+        C_PAD=pad(width + 1), G_PAD=pad(width), OVERLAP=overlap, num_warps=1, launch_pdl=overlap,
     )  # fmt: skip
     return index
 
 
 def apply_verified(
-    slots: Slots, rows_R: Tensor, shape: Shape, token_RC: Tensor, drafted_RG: Tensor, *, picked: bool
+    slots: Slots, rows_R: Tensor, shape: Shape, token_RC: Tensor, drafted_RG: Tensor, sure_RG: Tensor, *, picked: bool
 ) -> None:
-    """Take the choices of the clean columns and of the groups (of the one behind the kept drafts if `picked`)."""
+    """Take the choices of the clean columns and of the groups (of the one behind the kept drafts if `picked`).
+
+    `sure_RG` is the confidence of these, where the shape's groups stand behind likely lengths; else anything.
+    """
     overlap, width = overlaps(rows_R.device), shape.width
     _apply_verified_kernel[(len(rows_R),)](
-        rows_R, token_RC, drafted_RG, slots.text, slots.length, slots.written, slots.limit, slots.done, slots.forwards,
-        slots.width, slots.ahead, slots.ahead_count, slots.stop, slots.text.stride(0), slots.ahead.stride(0),
-        token_RC.stride(0), drafted_RG.stride(0),
-        WIDTH=width, LAST=shape.groups == "last", NONE=shape.groups == "none", PICKED=picked,
+        rows_R, token_RC, drafted_RG, sure_RG, slots.text, slots.length, slots.written, slots.limit, slots.done,
+        slots.forwards, slots.width, slots.ahead, slots.ahead_count, slots.behind, slots.stop, slots.text.stride(0),
+        slots.ahead.stride(0), slots.behind.stride(0), token_RC.stride(0), drafted_RG.stride(0), sure_RG.stride(0),
+        WIDTH=width, LAST=shape.groups == "last", NONE=shape.groups == "none", LIKELY=shape.likely, PICKED=picked,
+        GROUPS=max(1, shape.group_count), GROUPS_PAD=pad(max(1, shape.group_count)),
         C_PAD=pad(width + 1), G_PAD=pad(width), STOPS=MAX_STOP_IDS, OVERLAP=overlap, num_warps=1, launch_pdl=overlap,
     )  # fmt: skip
 
