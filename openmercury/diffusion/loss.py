@@ -27,7 +27,7 @@ ROWS = 2048  # a multiple of this many rows where they fit, and four times at mo
 def slice_rows(vocabulary: int, *, cuda: bool) -> int:
     """How many rows may meet the vocabulary at once."""
     fit = max(1, (GPU_LOGITS if cuda else CPU_LOGITS) // vocabulary)
-    return min(fit // ROWS, 4 if cuda else 1) * ROWS or fit
+    return min(fit // ROWS, 4 if cuda else 1) * ROWS or fit // 128 * 128 or fit
 
 
 def head_rows(head_VD: Tensor) -> int:

@@ -65,7 +65,7 @@ def dense_mask(*parts: Span) -> Tensor:
 
 
 class Sight(NamedTuple):
-    """The same for `range_attention`: over a flattened batch, or over its clean keys and the chosen noisy ones."""
+    """Who sees whom, for `range_attention`: in a flattened batch, or of its clean keys and the chosen noisy ones."""
 
     seen_4Q: Tensor
     seers_2K: Tensor
@@ -176,7 +176,10 @@ class NoisyAttend:
 
 
 def _noisy_mask(document: Span, noisy: Corrupted, at_T: Tensor) -> Tensor:
-    """[B, L, 2L] over keys [clean ‖ noisy]; a position that was not chosen sees itself alone: no row may be empty."""
+    """[B, L, 2L] over keys [clean ‖ noisy]; a position that was not chosen sees itself alone: no row may be empty.
+
+    Of a block that is cut the chosen see the others, too, which are zeros; nothing is asked of them (`Chosen.whole_T`).
+    """
     rows, length = document.first.shape
     before, together = noisy_spans(document, noisy)
     place = torch.arange(length, device=at_T.device).expand(rows, length)
@@ -212,9 +215,9 @@ class RangeNoisy:
         self.clean_key, self.clean_value, self.sight = clean_key, clean_value, sight
 
     def __call__(self, query_BNHE: Tensor, key_BNGE: Tensor, value_BNGE: Tensor) -> Tensor:
-        key = torch.cat((self.clean_key.flatten(0, 1), key_BNGE[0]))
-        value = torch.cat((self.clean_value.flatten(0, 1), value_BNGE[0]))
-        skip = 0 if self.clean_key.requires_grad else self.clean_key[..., 0, 0].numel()
+        clean_key, clean_value = self.clean_key.flatten(0, 1), self.clean_value.flatten(0, 1)
+        key, value = torch.cat((clean_key, key_BNGE[0])), torch.cat((clean_value, value_BNGE[0]))
+        skip = 0 if self.clean_key.requires_grad else len(clean_key)
         return _ranges(query_BNHE[0], key, value, self.sight, skip)[None]
 
 

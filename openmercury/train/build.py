@@ -26,7 +26,7 @@ SPREAD = 0.02  # standard deviation of random weights; those that end a residual
 def pick_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
     """What is computed in. Raises ConfigError for float64 on a GPU, which has no kernel for it."""
     if recipe.dtype == "float64" and device.type == "cuda":
-        raise ConfigError("dtype = float64 trains on a CPU alone: set device = cpu, or dtype = float32")
+        raise ConfigError('dtype = "float64" trains on a CPU alone: write device = "cpu", or dtype = "float32"')
     auto = torch.bfloat16 if device.type == "cuda" else torch.float32
     return auto if recipe.dtype == "auto" else cast(torch.dtype, getattr(torch, recipe.dtype))
 

@@ -8,6 +8,7 @@ arXiv 2307.08691.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 FORWARD: dict[str, int] = {"M": 64, "N": 64, "num_warps": 4, "num_stages": 3}  # queries and keys of a tile
 QUERIES: dict[str, int] = {"M": 64, "N": 64, "num_warps": 4, "num_stages": 3}
 KEYS: dict[str, int] = {"M": 64, "N": 64, "num_warps": 4, "num_stages": 3}
-LONG_BYTES = 256  # of a row of keys
+SHARED_BYTES = 232_448  # memory that the tiles of a program may take on an H100
 LOG2_E = 1.4426950408889634
 
 
@@ -32,19 +33,17 @@ def _range_of(seen, part: tl.constexpr, row, real, queries):
 
 @triton.jit
 def _run(seen, part: tl.constexpr, row, real, queries, N: tl.constexpr):
-    """The part-th run of a tile's keys, and the range of each row that it belongs to: of the first range what lies
-    before, within and behind the keys that all rows see, in steps of N; then the second range."""
-    first, end = _range_of(seen, part // 3, row, real, queries)
+    """The part-th run of a tile's keys, and the range of each row that it belongs to: of the first range the keys that
+    all rows see, in steps of N, if it begins alike for all; then what is left of it; then the second range."""
+    first, end = _range_of(seen, part // 2, row, real, queries)
     begin, last = tl.min(first, 0), tl.max(end, 0)
-    if part < 3:
-        solid = begin + tl.cdiv(tl.max(first, 0) - begin, N) * N
-        count = tl.maximum((tl.min(end, 0) - solid) // N, 0)
-        solid = tl.where(count > 0, solid, begin)
+    if part < 2:
+        whole = tl.maximum((tl.min(end, 0) - begin) // N, 0)
+        solid = begin + tl.where(tl.max(first, 0) == begin, whole, 0) * N
         if part == 0:
             last = solid
         else:
-            begin = solid + (part - 1) * count * N
-            last = solid + count * N if part == 1 else last
+            begin = solid
     return first, end, begin, last
 
 
@@ -95,11 +94,11 @@ def _forward_kernel(
     best = tl.full([M], -1e30, tl.float32)
     total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, E], tl.float32)
-    for part in tl.static_range(4):
+    for part in tl.static_range(3):
         first, end, begin, last = _run(seen, part, row, real, queries, N)
         best, total, acc = _gather(
             q, key, value, first, end, begin, last, best, total, acc, scale2, stride_k, stride_v, e, inside,
-            N, part != 1, PRECISION,
+            N, part != 0, PRECISION,
         )  # fmt: skip
     result = acc / tl.where(total > 0, total, 1.0)[:, None]
     o_at = out + (row.to(tl.int64)[:, None] * heads + head) * SIZE + e[None, :]
@@ -109,7 +108,7 @@ def _forward_kernel(
 
 @triton.jit
 def _pull_queries(
-    q, d_out, key, value, first, end, begin, last, log_m, drawn, acc, scale2, stride_k, stride_v, e, inside,
+    q, d_out, key, value, first, end, begin, last, log_m, delta_m, acc, scale2, stride_k, stride_v, e, inside,
     N: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One run of keys into the gradient of a tile of queries."""
@@ -122,18 +121,18 @@ def _pull_queries(
             sees = (k_row[None, :] >= first[:, None]) & (k_row[None, :] < end[:, None])
             p = tl.where(sees, p, 0.0)
         d_p = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
-        acc += tl.dot((p * (d_p - drawn[:, None])).to(k.dtype), k, input_precision=PRECISION)
+        acc += tl.dot((p * (d_p - delta_m[:, None])).to(k.dtype), k, input_precision=PRECISION)
     return acc
 
 
 @triton.jit
 def _queries_kernel(
-    query, key, value, seen, out, slope, log_total, pull, d_query,
+    query, key, value, seen, out, slope, log_total, delta, d_query,
     scale, scale2, queries, heads, stride_q, stride_k, stride_v,
     SHARE: tl.constexpr, SIZE: tl.constexpr, E: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: the gradient of M queries of one head, and `pull` [H, Q] = Σ out · slope for the keys' kernel."""
+    """One program: the gradient of M queries of one head, and `delta` [H, Q] = Σ out · slope for the keys' kernel."""
     head = tl.program_id(1)
     row = tl.program_id(0) * M + tl.arange(0, M)
     e = tl.arange(0, E)
@@ -143,15 +142,15 @@ def _queries_kernel(
     q = _load_rows(query + head * SIZE, row, stride_q, e, inside, queries, True)
     d_out = _load_rows(slope + head * SIZE, row, heads * SIZE, e, inside, queries, True)
     given = _load_rows(out + head * SIZE, row, heads * SIZE, e, inside, queries, True)
-    drawn = tl.sum(d_out.to(tl.float32) * given.to(tl.float32), 1)
-    tl.store(pull + head * queries + row, drawn, mask=real)
+    delta_m = tl.sum(d_out.to(tl.float32) * given.to(tl.float32), 1)
+    tl.store(delta + head * queries + row, delta_m, mask=real)
     log_m = tl.load(log_total + head * queries + row, mask=real, other=0.0)
     acc = tl.zeros([M, E], tl.float32)
-    for part in tl.static_range(4):
+    for part in tl.static_range(3):
         first, end, begin, last = _run(seen, part, row, real, queries, N)
         acc = _pull_queries(
-            q, d_out, key, value, first, end, begin, last, log_m, drawn, acc, scale2, stride_k, stride_v, e, inside,
-            N, part != 1, PRECISION,
+            q, d_out, key, value, first, end, begin, last, log_m, delta_m, acc, scale2, stride_k, stride_v, e, inside,
+            N, part != 0, PRECISION,
         )  # fmt: skip
     o_at = d_query + (row.to(tl.int64)[:, None] * heads + head) * SIZE + e[None, :]
     tl.store(o_at, (acc * scale).to(d_query.dtype.element_ty), mask=real[:, None] & inside[None, :])
@@ -159,7 +158,7 @@ def _queries_kernel(
 
 @triton.jit
 def _keys_kernel(
-    query, key, value, seen, seers, slope, log_total, pull, d_key, d_value,
+    query, key, value, seen, seers, slope, log_total, delta, d_key, d_value,
     scale, scale2, queries, keys, skip, heads, stride_q, stride_k, stride_v,
     SHARE: tl.constexpr, SIZE: tl.constexpr, E: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -187,7 +186,7 @@ def _keys_kernel(
             q = tl.load(query + wide * stride_q + head * SIZE + e[None, :], mask=known, other=0.0)
             d_out = tl.load(slope + (wide * heads + head) * SIZE + e[None, :], mask=known, other=0.0)
             log_m = tl.load(log_total + head * queries + row, mask=real, other=0.0)
-            drawn = tl.load(pull + head * queries + row, mask=real, other=0.0)
+            delta_m = tl.load(delta + head * queries + row, mask=real, other=0.0)
             a, b = _range_of(seen, 0, row, real, queries)
             c, d = _range_of(seen, 1, row, real, queries)
             column = k_row[None, :]
@@ -196,7 +195,7 @@ def _keys_kernel(
             p = tl.where(sees, tl.exp2(score - log_m[:, None]), 0.0)
             acc_v += tl.dot(tl.trans(p.to(d_out.dtype)), d_out, input_precision=PRECISION)
             d_p = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
-            d_score = (p * (d_p - drawn[:, None])).to(q.dtype)
+            d_score = (p * (d_p - delta_m[:, None])).to(q.dtype)
             acc_k += tl.dot(tl.trans(d_score), q, input_precision=PRECISION)
     d_at = (at * tl.num_programs(1) + group) * SIZE + e[None, :]
     tl.store(d_key + d_at, (acc_k * scale).to(d_key.dtype.element_ty), mask=both)
@@ -208,13 +207,29 @@ def _packed(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 and x.stride(-2) == x.shape[-1] else x.contiguous()
 
 
-def _constants(heads: int, groups: int, size: int, dtype: torch.dtype, tiles: dict[str, int]) -> dict[str, Any]:
-    """What a kernel is compiled for. Of long rows only one tile at a time finds room in shared memory."""
+def _constants(
+    heads: int, groups: int, size: int, dtype: torch.dtype, tiles: dict[str, int], shared: int = SHARED_BYTES
+) -> dict[str, Any]:
+    """What a kernel is compiled for: as many stages, and as large tiles, as `shared` bytes hold."""
     padded = max(16, triton.next_power_of_2(size))
+    m, n, row = tiles["M"], tiles["N"], padded * dtype.itemsize
+    held = (
+        6 if dtype == torch.float32 else 4
+    )  # tiles beside those read ahead, as compiled (tests/train/test_attention.py)
+    while held * m * row > shared and m > 16:
+        m, n = m // 2, n // 2
+    stages = max(1, min(tiles["num_stages"], 1 + (shared - held * m * row) // (2 * n * row)))
     precision = "tf32x3" if dtype == torch.float32 else "tf32"  # three products, nearly as exact as float32
-    stages = tiles["num_stages"] if padded * dtype.itemsize <= LONG_BYTES else 1
     shape = {"SHARE": heads // groups, "SIZE": size, "E": padded, "PRECISION": precision}
-    return {**tiles, **shape, "num_stages": stages}
+    return {**tiles, **shape, "M": m, "N": n, "num_stages": stages}
+
+
+@cache
+def _shared_bytes(device: torch.device) -> int:
+    """What a program on `device` may take of it."""
+    if device.type != "cuda":
+        return SHARED_BYTES
+    return int(triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
 
 
 @torch.library.custom_op("openmercury::range_attention", mutates_args=())
@@ -225,10 +240,12 @@ def _attention(
     queries, heads, size = query.shape
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     log_total = torch.empty(heads, queries, dtype=torch.float32, device=query.device)
-    _forward_kernel[(triton.cdiv(queries, FORWARD["M"]), heads)](
-        query, key, value, seen, out, log_total, size**-0.5 * LOG2_E, queries, heads,
-        query.stride(0), key.stride(0), value.stride(0), **_constants(heads, key.shape[1], size, query.dtype, FORWARD),
-    )  # fmt: skip
+    constants = _constants(heads, key.shape[1], size, query.dtype, FORWARD, _shared_bytes(query.device))
+    with torch.cuda.device_of(query):  # Triton launches on the current device
+        _forward_kernel[(triton.cdiv(queries, constants["M"]), heads)](
+            query, key, value, seen, out, log_total, size**-0.5 * LOG2_E, queries, heads,
+            query.stride(0), key.stride(0), value.stride(0), **constants,
+        )  # fmt: skip
     return out, log_total
 
 
@@ -255,17 +272,19 @@ def _backward(
     d_query = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     d_key, d_value = (torch.empty(key.shape, dtype=key.dtype, device=key.device) for _ in range(2))
     d_key[:skip], d_value[:skip] = 0, 0
-    pull = torch.empty_like(log_total)
+    delta = torch.empty_like(log_total)
     shape = queries, heads, query.stride(0), key.stride(0), value.stride(0)
-    facts = heads, key.shape[1], size, query.dtype
-    _queries_kernel[(triton.cdiv(queries, QUERIES["M"]), heads)](
-        query, key, value, seen, out, slope, log_total, pull, d_query, size**-0.5, size**-0.5 * LOG2_E, *shape,
-        **_constants(*facts, QUERIES),
-    )  # fmt: skip
-    _keys_kernel[(triton.cdiv(keys - skip, KEYS["N"]), key.shape[1])](
-        query, key, value, seen, seers, slope, log_total, pull, d_key, d_value, size**-0.5, size**-0.5 * LOG2_E,
-        queries, keys, skip, *shape[1:], **_constants(*facts, KEYS),
-    )  # fmt: skip
+    facts, shared = (heads, key.shape[1], size, query.dtype), _shared_bytes(query.device)
+    own, others = _constants(*facts, QUERIES, shared), _constants(*facts, KEYS, shared)
+    with torch.cuda.device_of(query):
+        _queries_kernel[(triton.cdiv(queries, own["M"]), heads)](
+            query, key, value, seen, out, slope, log_total, delta, d_query, size**-0.5, size**-0.5 * LOG2_E, *shape,
+            **own,
+        )  # fmt: skip
+        _keys_kernel[(triton.cdiv(keys - skip, others["N"]), key.shape[1])](
+            query, key, value, seen, seers, slope, log_total, delta, d_key, d_value, size**-0.5, size**-0.5 * LOG2_E,
+            queries, keys, skip, *shape[1:], **others,
+        )  # fmt: skip
     return d_query, d_key, d_value
 
 
@@ -303,9 +322,10 @@ def range_attention(
 ) -> Tensor:
     """Softmax attention with grouped heads, [Q, H, E], in bfloat16, float16 or float32; differentiable.
 
-    Query i sees the keys from seen[0, i] to before seen[1, i], and from seen[2, i] to before seen[3, i]. Key k is
-    seen by no query outside seers[0, k] … seers[1, k], which bounds the work: what is seen, `seen` alone decides. Both
-    are int32 and contiguous. The first `skip` keys and values get no gradient. It is the faster the closer together the
-    ranges of neighbours lie.
+    Query i sees the keys from seen[0, i] to before seen[1, i], and from seen[2, i] to before seen[3, i], two ranges
+    that do not overlap; one that sees nothing gets zeros. Key k is seen by no query outside seers[0, k] … seers[1, k],
+    which bounds the work: what is seen, `seen` alone decides. Both are int32 and contiguous. The first `skip` keys and
+    values get no gradient. It is the faster the closer together the ranges of neighbours lie.
     """
+    assert all(x.dtype == torch.int32 and x.is_contiguous() for x in (seen_4Q, seers_2K))
     return cast(Tensor, _attention(query_QHE, key_KGE, value_KGE, seen_4Q, seers_2K, skip)[0])

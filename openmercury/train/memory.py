@@ -72,7 +72,7 @@ def layer_elements(config: ModelConfig, rank: int) -> int:
     q, kv = config.n_heads * config.head_size, config.n_kv_heads * config.head_size
     norms = 2 * d  # their inputs
     inputs = (d + rank) + (q + rank) + (d + rank) + (f + rank)  # of the four products
-    attention = 2 * (q + 2 * kv) + 2 * kv + q  # rotated, spread to rows beside clean keys and values, and the outcome
+    attention = 2 * (q + 2 * kv) + 2 * kv + q  # rotated, beside clean keys and values, and the outcome
     swiglu = 3 * f  # gate, up, and silu(gate)
     return norms + inputs + attention + swiglu
 
@@ -117,7 +117,8 @@ def estimate(recipe: Recipe, *, processes: int = 1, compute: int | None = None, 
     activations = clean + (inputs + layer if recipe.checkpointing else config.n_layers * layer)
     copied = _copied(recipe, learning, frozen, adapter)
     gathered = 2 * width * (body_weights(config) / config.n_layers) if sharded else 0.0  # this layer, and the next one
-    at_once = min(slice_rows(config.vocab_size, cuda=True), tokens)
+    at_once = slice_rows(config.vocab_size, cuda=True)  # what is compiled pads to so many
+    at_once = at_once if recipe.compile else min(at_once, tokens)
     logits = at_once * config.vocab_size * slice_bytes(recipe, width, wide)
     if recipe.learn != "adapter":
         logits += 2 * config.vocab_size * config.d_model * wide  # the head's gradient, and a slice's part of it

@@ -206,6 +206,7 @@ class Trainer:
                 raise KeyboardInterrupt
         finally:
             restore()
+            gc.unfreeze()
             self.checkpointer.wait()
             for tracker in self.trackers:
                 tracker.close()
@@ -243,6 +244,7 @@ class Trainer:
         while self.step < recipe.steps and not self.over:
             window.append(self.train_step())
             if self.step == first:
+                gc.collect()
                 gc.freeze()  # what compiling left behind need not be looked through again and again
             saving = self.step % recipe.save_every == 0
             logging = self.step % recipe.log_every == 0 or self.step == recipe.steps

@@ -54,7 +54,8 @@ def gradients(case: str, device: str, compiled: bool) -> tuple[float, dict[str, 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("case", CASES)
 def test_compiled_equals_eager(case: str, device: str) -> None:
-    """Against the same device, whose generator draws the noise; eager layers on CUDA call a compiled attention."""
+    """Against the same device, whose generator draws the noise. Attention on CUDA is one kernel for both, which
+    tests/train/kernels.py compares with dense attention."""
     torch.compiler.reset()
     (plain, expected), (found, slopes) = gradients(case, device, False), gradients(case, device, True)
     assert found == pytest.approx(plain, rel=1e-4)
