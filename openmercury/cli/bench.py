@@ -245,11 +245,10 @@ def _drafts(text: str | None) -> dict[str, Any]:
         return {}
     width, _, groups = text.partition(":")
     try:
-        told = {"draft_width": int(width), "draft_groups": int(groups) if groups.isdigit() else groups}
-        EngineConfig.model_validate(told)
-    except (ValueError, ValidationError):
+        checked = EngineConfig.model_validate({"draft_width": width, "draft_groups": groups})
+    except ValidationError:
         raise UsageProblem(f"--drafts {text!r} should be width:groups, as in 7:all, 7:last or 13:4") from None
-    return told
+    return checked.model_dump(include={"draft_width", "draft_groups"})
 
 
 def _check(context: typer.Context, holds: Mapping[str, bool]) -> None:

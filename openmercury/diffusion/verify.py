@@ -31,7 +31,7 @@ def likely_lengths(confidence_RN: Tensor, count_R: Tensor, most: int) -> Tensor:
     A draft behind right ones is right about as often as it is confident (docs/performance.md): length k < count has
     Π_{j<k} c_j · (1 − c_k), the whole draft Π c_j. Of equals the shorter come first.
     """
-    log_RN = confidence_RN.clamp(min=1e-30).log()
+    log_RN = confidence_RN.clamp(1e-30, 1.0).log()  # rounding may go above 1
     none = log_RN.new_zeros(len(log_RN), 1)
     before = torch.cat((none, log_RN.cumsum(-1)), dim=1).exp()
     index = torch.arange(before.shape[1], device=count_R.device)

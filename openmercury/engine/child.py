@@ -154,6 +154,7 @@ class Child:
             self._due = now + TELL_SECONDS
         counts = engine.counts()
         numbers = [int(engine.busy), counts.running, counts.waiting, counts.pages_free]
+        failed: list[dict[str, Any]] = []
         for request in ripe:
             self._untold.pop(request, None)
             known = self._told.get(request)
@@ -161,18 +162,19 @@ class Child:
                 continue
             if request.finish_reason is not None:
                 del self._live[known.number], self._told[request]
-            if request.error is not None:
-                self.wire.tell({"failed": [known.number, told(request.error)]})
-                continue
+            if request.error is not None:  # behind the tokens that it had
+                failed.append({"failed": [known.number, told(request.error)]})
             gained = request.tokens[known.tokens :]
             known.tokens, known.begun = known.tokens + len(gained), True
             drafts = engine.drafts(request) if request.watched and request.finish_reason is None else []
             waited = 0 if request.admitted is None else min(2**31 - 1, int(1e6 * (now - request.admitted)))
-            finish = FINISHES.index(request.finish_reason)  # errors are told above
+            finish = 0 if request.error is not None else FINISHES.index(request.finish_reason)
             numbers += (known.number, request.forwards, request.cached, waited, finish, len(gained), len(drafts))
             numbers += gained
             numbers += drafts
         self.wire.tell_numbers(numbers)
+        for message in failed:
+            self.wire.tell(message)
 
     def _begins(self, request: Request) -> bool:
         """Is this the first to be told of it? What the other side has given up asks for nothing."""

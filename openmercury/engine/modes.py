@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from openmercury.diffusion.sample import NO_TOKEN, Choice
 from openmercury.diffusion.unmask import accept
@@ -27,7 +28,7 @@ from openmercury.diffusion.verify import UNUSED, accepted_length, likely_lengths
 from openmercury.engine.expected import COPY_WIDTH
 from openmercury.engine.params import DecodeMode
 from openmercury.engine.state import RUNNING, Committed, Slots
-from openmercury.engine.widths import Groups
+from openmercury.engine.widths import MOST_GROUPS, Groups
 from openmercury.model.masks import CLEAN
 
 NOWHERE = -2  # group of a padding position
@@ -58,7 +59,7 @@ class Shape(NamedTuple):
     def group_count(self) -> int:
         """Noisy groups of a row in a forward of `verified`, at most."""
         if isinstance(self.groups, int):
-            return self.groups
+            return min(self.groups, self.width + 1)
         return {"all": self.width + 1, "last": 1, "none": 0}[self.groups]
 
     @property
@@ -209,7 +210,7 @@ def _plan_verified(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_
         want = torch.arange(columns, device=rows.device).expand(len(rows), -1)
         return ForwardBatch(ids, position, end, group, want)
     if shape.likely:
-        behind = _behind(slots, rows, shape, count)
+        behind = _behind(slots, rows, shape, count)[:, :columns]  # no draft is cut off at more lengths
     elif shape.groups == "all":
         behind = torch.arange(columns, device=rows.device).expand(len(rows), -1)
     else:
@@ -239,6 +240,8 @@ def _behind(slots: Slots, rows: Tensor, shape: Shape, count_R: Tensor) -> Tensor
 def _apply_verified(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatch, choice: Choice) -> None:
     g, token_RM = shape.width, choice.token_M
     groups = token_RM.shape[1] // (g + 1) if shape.groups == "all" else shape.group_count
+    if shape.likely:
+        groups = min(groups, token_RM.shape[1] // (g + 1))  # there are no more than clean columns
     columns = token_RM.shape[1] - groups * g
     length, count = slots.length[rows], _drafts(slots, rows, shape)
     drafts = slots.ahead[rows, : columns - 1]
@@ -252,7 +255,7 @@ def _apply_verified(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatc
     # The next drafts: choices of the group that stands behind the kept ones, if there is one.
     pick = kept if shape.groups == "all" else torch.zeros_like(kept)
     if shape.likely:
-        pick = (_behind(slots, rows, shape, count) == kept[:, None]).long().argmax(-1)
+        pick = (_behind(slots, rows, shape, count)[:, :groups] == kept[:, None]).long().argmax(-1)
     at = pick[:, None] * g + torch.arange(g, device=rows.device)
     drafted = token_RM[:, columns:].gather(1, at)
     usable = (batch.group_RQ[:, columns:].gather(1, at) == kept[:, None]).sum(-1)
@@ -261,4 +264,5 @@ def _apply_verified(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatc
     slots.ahead_count[rows] = usable
     if shape.likely:
         sure = choice.confidence_M[:, columns:].gather(1, at)
-        slots.behind[rows, : shape.group_count] = likely_lengths(sure, usable, shape.group_count)
+        lengths = likely_lengths(sure, usable, shape.group_count)
+        slots.behind[rows] = F.pad(lengths, (0, MOST_GROUPS - shape.group_count), value=UNUSED)

@@ -1,8 +1,8 @@
 """An engine in a process of its own, as `AsyncEngine` and the server see it.
 
 The engine's thread wants a whole interpreter; beside it in one process, HTTP would take its time. Here each `Request`
-is a mirror of the child's: submissions and ends go out once a step, and one message comes back for each step of the
-child, with what all requests gained.
+is a mirror of the child's: submissions and ends go out once a step, and what all requests gained comes back in one
+message for a few of the child's steps.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from openmercury.diffusion.sample import NO_TOKEN, Sampling
+from openmercury.diffusion.verify import UNUSED
 from openmercury.engine import modes
 from openmercury.engine.cache import GatherAttend, PagedCache, slots_of
 from openmercury.engine.config import DEFAULT_EDIT_BELOW, DEFAULT_THRESHOLD, ROW_BUCKETS, EngineConfig, bucket
@@ -26,6 +27,7 @@ from openmercury.engine.request import Request
 from openmercury.engine.scheduler import PrefillSpan
 from openmercury.engine.state import INTS, LENGTH, MAX_STOP_IDS, REALS, RUNNING, Slots
 from openmercury.engine.stats import EngineStats, timed_head, timed_host, timed_step
+from openmercury.engine.widths import MOST_GROUPS
 from openmercury.errors import DeviceMemoryError
 from openmercury.model.masks import CLEAN
 from openmercury.model.transformer import Attend, Transformer
@@ -217,6 +219,9 @@ class Runner:
         rows, given = self._tensor(list(slots)), self._tensor(table)
         self.slots.ahead_count[rows] = given[:, 0]
         self.slots.ahead[rows, :longest] = given[:, 1:]
+        behind = torch.full((len(rows), MOST_GROUPS), UNUSED, device=self.device)
+        behind[:, :1] = given[:, :1]  # what stands is not known to be likely cut off anywhere: kept whole, then
+        self.slots.behind[rows] = behind
 
     def allow(self, words_RCW: Words) -> None:
         """Which tokens the clean columns of the coming constrained forward may choose, in the order of its rows."""

@@ -1,4 +1,4 @@
-"""Messages between a server and the process of its engine: JSON, or 32-bit numbers where there is one a step.
+"""Messages between a server and the process of its engine: JSON, or 32-bit numbers where there are hundreds a second.
 
 A frame is its length (4 bytes), its kind (one byte) and its content. One thread of each side sends, one receives.
 """

@@ -11,6 +11,7 @@ from openmercury.engine import child
 from openmercury.engine.engine import Counts
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
+from openmercury.errors import RequestFailedError
 
 
 class Engine:
@@ -28,6 +29,9 @@ class Wire:
 
     def tell_numbers(self, numbers: list[int]) -> None:
         self.sent.append(list(numbers))
+
+    def tell(self, message: dict[str, Any]) -> None:
+        self.sent.append([-1, message["failed"][0]])
 
 
 @pytest.fixture
@@ -68,3 +72,18 @@ def test_progress_is_told_together(telling: tuple[Any, Wire, list[float]]) -> No
     assert told == {0: list(range(8)), 1: list(range(10))}
     assert [len(numbers) > 4 for numbers in wire.sent] == [True] * 5  # steps 0, 4, 7 (an end), 8, and the last
     assert wire.sent[-1][0] == 0
+
+
+def test_what_fails_keeps_its_tokens(telling: tuple[Any, Wire, list[float]]) -> None:
+    """They are told before the error is, which ends what is read of it."""
+    made, wire, _ = telling
+    engine, request = Engine(), Request([1], SamplingParams(), frozenset(), 1)
+    made._live[7], made._told[request] = request, child._Told(7, 1)
+    for token in (5, 6):
+        request.tokens.append(token)
+        made._tell(engine, [request])
+    request.fail(RequestFailedError("no number"))
+    made._tell(engine, [request])
+    (first, second, third) = wire.sent
+    assert [numbers[4 + child.FIELDS :] for numbers in (first, second)] == [[5], [6]]
+    assert third == [-1, 7]

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from openmercury.diffusion import reference
 from openmercury.diffusion.sample import Sampling
 from openmercury.diffusion.unmask import Policy
+from openmercury.diffusion.verify import UNUSED
 from openmercury.engine.config import EngineConfig
 from openmercury.engine.engine import Engine
 from openmercury.engine.modes import COPIED, Shape, needed_columns
@@ -461,3 +462,12 @@ def test_graphs_are_captured_for_what_will_be_asked(monkeypatch: pytest.MonkeyPa
     assert (COPIED._replace(penalised=True), 1, "sampled") in captured
     with pytest.raises(InputError, match="modes verified and auto"):
         engine.warm_up(1, SamplingParams(mode="ar"), expected=True)
+
+
+def test_groups_stand_behind_what_a_grammar_forces() -> None:
+    """Lengths of a former draft mean nothing for it: it is likely kept whole."""
+    engine = Engine(tiny.network(), EngineConfig(draft_width=4, draft_groups=2, max_requests=2, cache_tokens=100))
+    slots = engine.runner.slots
+    slots.behind[1, :3] = torch.tensor([0, 1, 3])
+    engine.runner.stand([1], [([5, 6], 2)])
+    assert slots.behind[1].tolist() == [2] + [UNUSED] * (slots.behind.shape[1] - 1)

@@ -26,7 +26,7 @@ KINDS = {"ar": AR, "verified": VERIFIED, "diffusion": DIFFUSION}
 # Values of `state` and `masks` as the kernels know them.
 RUNNING, STOP, LENGTH, FAILED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 CLEAN, NOWHERE = tl.constexpr(-1), tl.constexpr(-2)
-UNUSED = tl.constexpr(2**20)
+UNUSED, MOST_GROUPS = tl.constexpr(2**20), tl.constexpr(8)
 
 
 @triton.jit
@@ -234,20 +234,18 @@ def _apply_verified_kernel(
         tl.store(forwards + s, tl.load(forwards + s) + 1)
         if LIKELY:
             at = sure + r * sure_stride + group * WIDTH
-            lengths = _likely_lengths(at, tl.minimum(usable, left), WIDTH, GROUPS, GROUPS_PAD, C_PAD, G_PAD)
-            t = tl.arange(0, GROUPS_PAD)
-            tl.store(behind_SG + s * behind_stride + t, lengths, mask=t < GROUPS)
+            lengths = _likely_lengths(at, tl.minimum(usable, left), WIDTH, GROUPS, C_PAD, G_PAD)
+            tl.store(behind_SG + s * behind_stride + tl.arange(0, MOST_GROUPS), lengths)
 
 
 @triton.jit
 def _likely_lengths(
-    sure, count, WIDTH: tl.constexpr, GROUPS: tl.constexpr, GROUPS_PAD: tl.constexpr, C_PAD: tl.constexpr,
-    G_PAD: tl.constexpr,
+    sure, count, WIDTH: tl.constexpr, GROUPS: tl.constexpr, C_PAD: tl.constexpr, G_PAD: tl.constexpr,
 ):  # fmt: skip
-    """`verify.likely_lengths` of one row, [GROUPS_PAD]. Ranks are counted over all pairs of lengths."""
-    c, i, t = tl.arange(0, C_PAD), tl.arange(0, G_PAD), tl.arange(0, GROUPS_PAD)
-    logs = tl.log(tl.maximum(tl.load(sure + i, mask=i < WIDTH, other=1.0), 1e-30))
-    own = tl.log(tl.maximum(tl.load(sure + c, mask=c < WIDTH, other=1.0), 1e-30))
+    """`verify.likely_lengths` of one row, [MOST_GROUPS]. Ranks are counted over all pairs of lengths."""
+    c, i, t = tl.arange(0, C_PAD), tl.arange(0, G_PAD), tl.arange(0, MOST_GROUPS)
+    logs = tl.log(tl.clamp(tl.load(sure + i, mask=i < WIDTH, other=1.0), 1e-30, 1.0))
+    own = tl.log(tl.clamp(tl.load(sure + c, mask=c < WIDTH, other=1.0), 1e-30, 1.0))
     before = tl.exp(tl.sum(tl.where(i[None, :] < c[:, None], logs[None, :], 0.0), 1))
     score = tl.where(c <= count, before * tl.where(c == count, 1.0, 1.0 - tl.exp(own)), -1.0)
     ahead_of = (score[None, :] > score[:, None]) | ((score[None, :] == score[:, None]) & (c[None, :] < c[:, None]))
