@@ -40,6 +40,7 @@ from openmercury.data.shards import (
     Example,
     Facts,
     check_out,
+    read_facts,
     read_manifest,
     sum_facts,
     write_manifest,
@@ -121,7 +122,8 @@ def _make(recipe: PrepareRecipe, plan: Sequence[Plan], work: Path, watch: Watch)
         raise DataError(f"nothing is left of {len(listed)} units of work: {_why(ledger)}")
     made, lengths = _write(recipe, kept, work / "shards", ledger, watch)
     clock("write")
-    return Outcome(recipe, sum_facts(made), made, ledger, sum(len(each) for _, each, _ in kept), lengths, seconds)
+    facts = sum_facts({path: read_facts(path) for path in made})
+    return Outcome(recipe, facts, made, ledger, sum(len(each) for _, each, _ in kept), lengths, seconds)
 
 
 # --- read ------------------------------------------------------------------------------------------------------------

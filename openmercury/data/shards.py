@@ -156,9 +156,10 @@ def write_manifest(folder: Path, recipe: Mapping[str, Any] | None = None) -> Man
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise DataError(f"{folder} holds no shards: make some with `openmercury data prepare` or `data generate`")
-    total, shards = sum_facts(paths), []
-    for path in paths:
-        counts = read_facts(path).counts
+    read = {path: read_facts(path) for path in paths}
+    total, shards = sum_facts(read), []
+    for path, facts in read.items():
+        counts = facts.counts
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         shards.append(Entry(name=path.name, sha256=digest, examples=counts.examples, tokens=counts.tokens))
@@ -167,11 +168,11 @@ def write_manifest(folder: Path, recipe: Mapping[str, Any] | None = None) -> Man
     return manifest
 
 
-def sum_facts(paths: Sequence[Path]) -> Facts:
-    """Facts of all of some shards, which must be of one tokenizer and one block size, else DataError."""
-    total = read_facts(paths[0])
-    for path in paths[1:]:
-        total = _together(total, read_facts(path), path)
+def sum_facts(read: Mapping[Path, Facts]) -> Facts:
+    """The facts of some shards together, which must be of one tokenizer and one block size, else DataError."""
+    (_, total), *others = read.items()
+    for path, facts in others:
+        total = _together(total, facts, path)
     return total
 
 

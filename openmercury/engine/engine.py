@@ -17,13 +17,12 @@ from typing import NamedTuple, TypeVar
 
 from openmercury.engine.config import ROW_BUCKETS, EngineConfig, bucket
 from openmercury.engine.constraint import Constraint
-from openmercury.engine.expected import Expected
 from openmercury.engine.guide import cannot_follow, guide
 from openmercury.engine.modes import COPIED, Shape
 from openmercury.engine.pages import PagePool
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.policy import AutoPolicy, Load, Report
-from openmercury.engine.request import Request, checked
+from openmercury.engine.request import Request, asked
 from openmercury.engine.runner import Pending, Progress, Runner
 from openmercury.engine.scheduler import Decode, Plan, PrefillSpan, Scheduler
 from openmercury.engine.state import FAILED, RUNNING, STOP
@@ -84,13 +83,11 @@ class Engine:
         `max_tokens` beyond the context is lowered to what fits; such an answer ends with finish_reason "length".
         """
         facts = self.model.config.diffusion
-        params, ends = checked(self.model.config, prompt, params, eos, expected, constraint)
         block = min(facts.block_size, self.config.block_limit) if facts is not None else 1
         drafted = self.config.draft_width if params.mode == "verified" else block
         widest = max(shape.width for shape in self.policy.shapes)
         width = widest if params.mode == "auto" else params.block_size or drafted
-        source = Expected(expected, len(prompt)) if expected else None
-        return Request(list(prompt), params, ends, width, source, constraint)
+        return asked(self.model.config, prompt, params, eos, expected, constraint, width)
 
     def submit(self, request: Request) -> None:
         """Queue a request; raises ContextOverflowError where its text can never fit into the cache, QueueFullError."""

@@ -28,7 +28,7 @@ from openmercury.diffusion.verify import UNUSED, accepted_length, likely_lengths
 from openmercury.engine.expected import COPY_WIDTH
 from openmercury.engine.params import DecodeMode
 from openmercury.engine.state import RUNNING, Committed, Slots
-from openmercury.engine.widths import MOST_GROUPS, Groups
+from openmercury.engine.widths import MOST_GROUPS, Groups, group_count, positions
 from openmercury.model.masks import CLEAN
 
 NOWHERE = -2  # group of a padding position
@@ -53,14 +53,12 @@ class Shape(NamedTuple):
         """Positions of a row in a forward, at most."""
         if self.mode != "verified":
             return self.width
-        return self.width + 1 + self.width * self.group_count
+        return positions(self.width, self.group_count)
 
     @property
     def group_count(self) -> int:
         """Noisy groups of a row in a forward of `verified`, at most."""
-        if isinstance(self.groups, int):
-            return min(self.groups, self.width + 1)
-        return {"all": self.width + 1, "last": 1, "none": 0}[self.groups]
+        return 0 if self.groups == "none" else group_count(self.width, self.groups)
 
     @property
     def likely(self) -> bool:
@@ -209,12 +207,7 @@ def _plan_verified(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_
     if shape.groups == "none":
         want = torch.arange(columns, device=rows.device).expand(len(rows), -1)
         return ForwardBatch(ids, position, end, group, want)
-    if shape.likely:
-        behind = _behind(slots, rows, shape, count)[:, :columns]  # no draft is cut off at more lengths
-    elif shape.groups == "all":
-        behind = torch.arange(columns, device=rows.device).expand(len(rows), -1)
-    else:
-        behind = count[:, None]
+    behind = _behind(slots, rows, shape, columns, count)
     index = torch.arange(g, device=rows.device)
     # Behind `behind` drafts comes one exact token; drafts beyond the limit are not worth their positions.
     width = torch.minimum(slots.width[rows][:, None], slots.limit[rows][:, None] - length[:, None] - behind - 1)
@@ -230,18 +223,22 @@ def _plan_verified(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_
     return ForwardBatch(*_joined((ids, position, end, group), noisy), want)
 
 
-def _behind(slots: Slots, rows: Tensor, shape: Shape, count_R: Tensor) -> Tensor:
-    """The lengths behind which groups stand, [R, groups]: where there are no drafts, behind the text alone."""
-    only = torch.full((shape.group_count,), UNUSED, device=rows.device)
-    only[:1] = 0
-    return torch.where(count_R[:, None] > 0, slots.behind[rows, : shape.group_count], only)
+def _behind(slots: Slots, rows: Tensor, shape: Shape, columns: int, count_R: Tensor) -> Tensor:
+    """The lengths behind which groups stand, [R, groups]; no draft is cut off at more lengths than it has columns.
+
+    Where there are no drafts, the likely lengths are those of older ones: a group stands behind the text alone.
+    """
+    if shape.groups == "last":
+        return count_R[:, None]
+    each = torch.arange(min(shape.group_count, columns), device=rows.device)
+    if not shape.likely:
+        return each.expand(len(rows), -1)
+    return torch.where(count_R[:, None] > 0, slots.behind[rows, : len(each)], torch.where(each == 0, 0, UNUSED))
 
 
 def _apply_verified(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatch, choice: Choice) -> None:
     g, token_RM = shape.width, choice.token_M
-    groups = token_RM.shape[1] // (g + 1) if shape.groups == "all" else shape.group_count
-    if shape.likely:
-        groups = min(groups, token_RM.shape[1] // (g + 1))  # there are no more than clean columns
+    groups = min(shape.group_count, token_RM.shape[1] // (g + 1))  # there are no more than clean columns
     columns = token_RM.shape[1] - groups * g
     length, count = slots.length[rows], _drafts(slots, rows, shape)
     drafts = slots.ahead[rows, : columns - 1]
@@ -253,9 +250,7 @@ def _apply_verified(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatc
         slots.ahead_count.index_fill_(0, rows, 0)
         return
     # The next drafts: choices of the group that stands behind the kept ones, if there is one.
-    pick = kept if shape.groups == "all" else torch.zeros_like(kept)
-    if shape.likely:
-        pick = (_behind(slots, rows, shape, count)[:, :groups] == kept[:, None]).long().argmax(-1)
+    pick = (_behind(slots, rows, shape, columns, count) == kept[:, None]).long().argmax(-1)
     at = pick[:, None] * g + torch.arange(g, device=rows.device)
     drafted = token_RM[:, columns:].gather(1, at)
     usable = (batch.group_RQ[:, columns:].gather(1, at) == kept[:, None]).sum(-1)

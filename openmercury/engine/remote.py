@@ -23,9 +23,8 @@ from typing import Any
 from openmercury.engine.child import FIELDS, FINISHES
 from openmercury.engine.constraint import Constraint
 from openmercury.engine.engine import Counts
-from openmercury.engine.expected import Expected
 from openmercury.engine.params import SamplingParams
-from openmercury.engine.request import Request, checked
+from openmercury.engine.request import Request, asked
 from openmercury.engine.scheduler import queue_full
 from openmercury.engine.wire import Message, Wire, raised
 from openmercury.errors import EngineStoppedError, OpenMercuryError
@@ -98,9 +97,7 @@ class RemoteEngine:
         constraint: Constraint | None = None,
     ) -> Request:
         """See `Engine.request`."""
-        params, ends = checked(self.config, prompt, params, eos, expected, constraint)
-        source = Expected(expected, len(prompt)) if expected else None
-        return Request(list(prompt), params, ends, 1, source, constraint)
+        return asked(self.config, prompt, params, eos, expected, constraint, width=1)
 
     def submit(self, request: Request) -> None:
         """Have it sent with the next step; raises QueueFullError. What else there is against it ends it later."""

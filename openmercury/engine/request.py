@@ -112,15 +112,16 @@ class Request:
         return max(0, self.prefill_end - self.written)
 
 
-def checked(
+def asked(
     config: ModelConfig,
     prompt: Sequence[int],
     params: SamplingParams,
     eos: Sequence[int] | None,
     expected: Sequence[int] | None,
     constraint: Constraint | None,
-) -> tuple[SamplingParams, frozenset[int]]:
-    """What is asked of a checkpoint, with `max_tokens` that fit into its context, and the tokens that end the answer.
+    width: int,
+) -> Request:
+    """What is asked of a checkpoint, with `max_tokens` that fit into its context and the tokens that end the answer.
 
     Raises InputError or UnsupportedError with the remedy.
     """
@@ -149,4 +150,5 @@ def checked(
         raise InputError("ignore_eos lets no grammar end the answer: drop it or the grammar")
     if constraint is not None and expected:
         raise InputError("expected tokens and a grammar do not go together: drop one of them")
-    return params, ends
+    source = Expected(expected, len(prompt)) if expected else None
+    return Request(list(prompt), params, ends, width, source, constraint)

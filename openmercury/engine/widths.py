@@ -26,6 +26,18 @@ MISSED = (1.0, 0.55, 0.32, 0.22, 0.16, 0.11, 0.08, 0.06)
 BLOCK_TOKENS = {4: 2.33, 6: 3.11, 8: 3.68, 10: 3.93, 12: 4.30, 16: 4.57}
 
 
+def group_count(width: int, groups: Groups) -> int:
+    """Noisy groups of a forward that holds drafts, at most."""
+    if groups == "all":
+        return width + 1
+    return 1 if groups == "last" else min(groups, width + 1)
+
+
+def positions(width: int, count: int) -> int:
+    """Rows of a forward with `count` groups."""
+    return 1 + width + width * count
+
+
 class Drafts(NamedTuple):
     """Draft width and groups of `verified`, with the tokens a millisecond they promise."""
 
@@ -46,25 +58,21 @@ def forward_ms(costs: Mapping[int, float], rows: int) -> float:
 
 def draft_speed(costs: Mapping[int, float], width: int, groups: Groups) -> float:
     """Tokens a millisecond of `verified` with such drafts."""
-    gain = 1 + sum(KEPT[:width])
+    gain, count = 1 + sum(KEPT[:width]), group_count(width, groups)
+    milliseconds = forward_ms(costs, positions(width, count))
     if groups == "all":
-        return gain / forward_ms(costs, (width + 1) ** 2)
-    without = 1 - KEPT[width - 1]  # forwards without drafts for each one with
-    if groups == "last":
-        groups = 1
-    without *= MISSED[groups - 1]
-    milliseconds = forward_ms(costs, 1 + width + groups * width) + without * forward_ms(costs, 1 + width)
-    return (gain + without) / milliseconds
+        return gain / milliseconds
+    without = MISSED[count - 1] * (1 - KEPT[width - 1])  # forwards without drafts for each one with
+    return (gain + without) / (milliseconds + without * forward_ms(costs, 1 + width))
 
 
 def best_drafts(costs: Mapping[int, float]) -> Drafts:
     """The drafts that promise the most, among those whose rows were measured."""
-    widths = range(1, len(KEPT) + 1)
-    shapes: list[tuple[int, Groups]] = [(width, "all") for width in widths if (width + 1) ** 2 <= max(costs)]
-    shapes += [(width, "last") for width in widths if 1 + 2 * width <= max(costs)]
-    numbers = range(2, MOST_GROUPS + 1)
-    shapes += [(width, n) for width in widths for n in numbers if n <= width and 1 + width + n * width <= max(costs)]
-    return max((Drafts(*shape, draft_speed(costs, *shape)) for shape in shapes), key=lambda each: each.speed)
+    shapes: list[tuple[int, Groups]] = []
+    for width in range(1, len(KEPT) + 1):
+        shapes += [(width, "all"), (width, "last"), *((width, n) for n in range(2, min(width, MOST_GROUPS) + 1))]
+    fitting = [each for each in shapes if positions(each[0], group_count(*each)) <= max(costs)]
+    return max((Drafts(*shape, draft_speed(costs, *shape)) for shape in fitting), key=lambda each: each.speed)
 
 
 def block_speed(costs: Mapping[int, float], width: int) -> float:

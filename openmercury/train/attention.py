@@ -91,7 +91,7 @@ def noisy_sight(document: Span, noisy: Corrupted, at_T: Tensor) -> Sight:
 
 
 def _pack(*fields: Tensor) -> Tensor:
-    return torch.stack(fields).int().contiguous()
+    return torch.stack(fields).int()
 
 
 class DenseRows:

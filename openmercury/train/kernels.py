@@ -168,10 +168,8 @@ def _keys_kernel(
     k_row = skip + tl.program_id(0) * N + tl.arange(0, N)
     e = tl.arange(0, E)
     there, inside = k_row < keys, e < SIZE
-    at = k_row.to(tl.int64)[:, None]
-    both = there[:, None] & inside[None, :]
-    k = tl.load(key + at * stride_k + group * SIZE + e[None, :], mask=both, other=0.0)
-    v = tl.load(value + at * stride_v + group * SIZE + e[None, :], mask=both, other=0.0)
+    k = _load_rows(key + group * SIZE, k_row, stride_k, e, inside, keys, True)
+    v = _load_rows(value + group * SIZE, k_row, stride_v, e, inside, keys, True)
     first, last = _range_of(seers, 0, k_row, there, keys)
     first, last = tl.min(first, 0), tl.max(last, 0)
     acc_k = tl.zeros([N, E], tl.float32)
@@ -181,10 +179,8 @@ def _keys_kernel(
         for q0 in range(first, last, M):
             row = q0 + tl.arange(0, M)
             real = row < last
-            wide = row.to(tl.int64)[:, None]
-            known = real[:, None] & inside[None, :]
-            q = tl.load(query + wide * stride_q + head * SIZE + e[None, :], mask=known, other=0.0)
-            d_out = tl.load(slope + (wide * heads + head) * SIZE + e[None, :], mask=known, other=0.0)
+            q = _load_rows(query + head * SIZE, row, stride_q, e, inside, last, True)
+            d_out = _load_rows(slope + head * SIZE, row, heads * SIZE, e, inside, last, True)
             log_m = tl.load(log_total + head * queries + row, mask=real, other=0.0)
             delta_m = tl.load(delta + head * queries + row, mask=real, other=0.0)
             a, b = _range_of(seen, 0, row, real, queries)
@@ -197,7 +193,8 @@ def _keys_kernel(
             d_p = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
             d_score = (p * (d_p - delta_m[:, None])).to(q.dtype)
             acc_k += tl.dot(tl.trans(d_score), q, input_precision=PRECISION)
-    d_at = (at * tl.num_programs(1) + group) * SIZE + e[None, :]
+    d_at = (k_row.to(tl.int64)[:, None] * tl.num_programs(1) + group) * SIZE + e[None, :]
+    both = there[:, None] & inside[None, :]
     tl.store(d_key + d_at, (acc_k * scale).to(d_key.dtype.element_ty), mask=both)
     tl.store(d_value + d_at, acc_v.to(d_value.dtype.element_ty), mask=both)
 
@@ -213,9 +210,8 @@ def _constants(
     """What a kernel is compiled for: as many stages, and as large tiles, as `shared` bytes hold."""
     padded = max(16, triton.next_power_of_2(size))
     m, n, row = tiles["M"], tiles["N"], padded * dtype.itemsize
-    held = (
-        6 if dtype == torch.float32 else 4
-    )  # tiles beside those read ahead, as compiled (tests/train/test_attention.py)
+    # Tiles beside those read ahead, as compiled (tests/train/test_attention.py).
+    held = 6 if dtype == torch.float32 else 4
     while held * m * row > shared and m > 16:
         m, n = m // 2, n // 2
     stages = max(1, min(tiles["num_stages"], 1 + (shared - held * m * row) // (2 * n * row)))

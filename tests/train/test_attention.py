@@ -102,7 +102,7 @@ def test_kernels_compile_for_gpus_that_are_not_here(gpu: tuple[int, int], dtype:
     from openmercury.train import kernels
 
     data = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
-    known = {"seen": "*i32", "seers": "*i32", "log_total": "*fp32", "pull": "*fp32", "scale": "fp32", "scale2": "fp32"}
+    known = {"seen": "*i32", "seers": "*i32", "log_total": "*fp32", "delta": "*fp32", "scale": "fp32", "scale2": "fp32"}
     numbers = ("queries", "keys", "skip", "heads", "stride_q", "stride_k", "stride_v")
     for kernel, tiles in (
         (kernels._forward_kernel, kernels.FORWARD),

@@ -20,6 +20,12 @@ _SHARED: Slots = {
     "order": "in ascending order|in descending order|in their original order",
     "agg": "sum|product|average|maximum|minimum|median|count|range (maximum minus minimum)|sum of squares|"
     "greatest common divisor|second largest value|mode|running total|geometric mean|variance",
+    "name_query": "the [k] names with the [extreme] [field]|the names whose [field] is above [n]|the average "
+    "[field]|the names sorted by [field]|the names grouped by [field]|the rank of each name|the names whose "
+    "[field] is above the average|the name with the [extreme] [field]|the [field] values scaled to the range 0 "
+    "to 1|the names that share their [field] with another name|the share of each name in the total as a "
+    "percentage|the names in buckets of width [k]|the median [field]|the names that [kpred] with their "
+    "[field]|the total [field] of the names that [kpred]|a text table aligned in columns",
 }
 
 _NUMBERS: Slots = {
@@ -119,12 +125,6 @@ _RECORDS: Slots = {
     "'a.b.c', or a default|the nested dictionary built from dotted keys|the dictionary with all keys converted "
     "to [case]|the depth of a nested dictionary|the dictionary split in two by whether the value is [dpred]|the "
     "[k] entries with the [extreme] values|the mean value of keys that [kpred]",
-    "name_query": "the [k] names with the [extreme] [field]|the names whose [field] is above [n]|the average "
-    "[field]|the names sorted by [field]|the names grouped by [field]|the rank of each name|the names whose "
-    "[field] is above the average|the name with the [extreme] [field]|the [field] values scaled to the range 0 "
-    "to 1|the names that share their [field] with another name|the share of each name in the total as a "
-    "percentage|the names in buckets of width [k]|the median [field]|the names that [kpred] with their "
-    "[field]|the total [field] of the names that [kpred]|a text table aligned in columns",
     "dpred": "even|negative|None|an empty string|greater than [n]|a list|a string|above the average|below "
     "[n]|missing or empty|a number|repeated elsewhere in the dictionary|divisible by [k]|of type bool",
     "extreme": "largest|smallest|second largest|longest|shortest",
@@ -214,12 +214,6 @@ _TREES: Slots = {
     "gform": "an edge list|an adjacency matrix|its transpose|its complement|a dictionary of degrees|DOT text",
     "gremove": "all self-loops|duplicate edges|a node and its edges|the nodes of degree [k]|edges with weight below "
     "[n]",
-    "name_query": "the [k] names with the [extreme] [field]|the names whose [field] is above [n]|the average "
-    "[field]|the names sorted by [field]|the names grouped by [field]|the rank of each name|the names whose "
-    "[field] is above the average|the name with the [extreme] [field]|the [field] values scaled to the range 0 "
-    "to 1|the names that share their [field] with another name|the share of each name in the total as a "
-    "percentage|the names in buckets of width [k]|the median [field]|the names that [kpred] with their "
-    "[field]|the total [field] of the names that [kpred]|a text table aligned in columns",
     "dpred": "even|negative|greater than [n]|odd|leaves|equal to `target`|smaller than their parent",
 }
 

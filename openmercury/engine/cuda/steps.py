@@ -13,7 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from openmercury.diffusion import verify
 from openmercury.diffusion.sample import Choice
+from openmercury.engine import widths
 from openmercury.engine.cuda.attention import Layout
 from openmercury.engine.cuda.launch import after_last_kernel, overlaps, pad
 from openmercury.engine.cuda.network import Stream, block_d
@@ -26,7 +28,7 @@ KINDS = {"ar": AR, "verified": VERIFIED, "diffusion": DIFFUSION}
 # Values of `state` and `masks` as the kernels know them.
 RUNNING, STOP, LENGTH, FAILED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 CLEAN, NOWHERE = tl.constexpr(-1), tl.constexpr(-2)
-UNUSED, MOST_GROUPS = tl.constexpr(2**20), tl.constexpr(8)
+UNUSED, MOST_GROUPS = tl.constexpr(verify.UNUSED), tl.constexpr(widths.MOST_GROUPS)
 
 
 @triton.jit

@@ -23,9 +23,8 @@ class ARObjective:
     ) -> Loss:
         """See `Objective`."""
         batch = Batch(*(field[rows] for field in batch))
-        token_M = (
-            learnt_tokens(batch).flatten().nonzero()[:, 0]
-        )  # waits for the device: before it has the forward to do
+        # Waits for the device: before it has the forward to do.
+        token_M = learnt_tokens(batch).flatten().nonzero()[:, 0]
         hidden_MD = read_clean(model, batch, gradient=True).hidden_BLD.flatten(0, 1)
         weight_M = torch.ones(len(token_M), dtype=wide_dtype(hidden_MD), device=hidden_MD.device)
         found = denoising_loss(
