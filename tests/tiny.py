@@ -11,8 +11,8 @@ MASK = 63
 EOS = 3
 
 
-def config(architecture: str = "qwen2", *, adapter: bool = True, tied: bool = True) -> ModelConfig:
-    facts = DiffusionFacts(mask_id=MASK, block_size=6, adapter=AdapterFacts(rank=4)) if adapter else None
+def config(architecture: str = "qwen2", *, adapter: bool = True, tied: bool = True, chain: int = 0) -> ModelConfig:
+    facts = DiffusionFacts(mask_id=MASK, block_size=6, adapter=AdapterFacts(rank=4, chain=chain)) if adapter else None
     return ModelConfig(
         architecture=architecture,  # type: ignore[arg-type]
         vocab_size=64,

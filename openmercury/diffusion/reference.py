@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openmercury.diffusion.sample import Choice, RowParams, choose
+from openmercury.diffusion.chain import shortlist
+from openmercury.diffusion.sample import NO_TOKEN, Choice, RowParams, choose, scores
 from openmercury.diffusion.unmask import Policy, accept
 from openmercury.diffusion.verify import accepted_length, standing_length
 from openmercury.model.attention import DenseAttend
@@ -82,7 +83,32 @@ def _predict(
         for token in range(logits.shape[1]):
             if token not in allowed:
                 logits[-1, token] = -torch.inf
-    return choose(logits, rows)
+    choice = choose(logits, rows)
+    for row in range(c, n):
+        _chain(model, row, noisy[row - c], hidden, logits, rows, choice)
+    return choice
+
+
+def _chain(
+    model: Transformer, row: int, here: int, hidden: Tensor, logits: Tensor, rows: RowParams, choice: Choice
+) -> None:
+    """Choose anew, in place, what a noisy row chooses where it knows the token before: `here`, or behind a mask the one
+    chosen there. Tokens that are not on its shortlist keep their logits and are not chosen."""
+    facts, chain = model.config.diffusion, None if model.adapter is None else model.adapter.chain
+    if chain is None or facts is None or choice.token_M[row] == NO_TOKEN:
+        return
+    before = max(0, int(choice.token_M[row - 1])) if here == facts.mask_id else here
+    told_V = model.logits(chain(hidden[row][None], model.embedding(torch.tensor([before]))))[0]
+    one = rows.rows(slice(row, row + 1))
+    heat = float(rows.temperature_M[row]) or 1.0
+    scored = scores(logits[row][None], one, "truncated")
+    listed_C = shortlist(*scored).token_MC[0]
+    plain_V, score_V = (x[0].clone() for x in scored)
+    pull_C = (told_V - model.logits(hidden[row][None])[0])[listed_C] / heat
+    plain_V[listed_C] += pull_C
+    token = listed_C[(score_V[listed_C] + pull_C).argmax()]
+    choice.token_M[row] = token
+    choice.confidence_M[row] = plain_V.softmax(-1)[token]
 
 
 def _cut(tokens: list[int], eos: set[int]) -> tuple[list[int], bool]:

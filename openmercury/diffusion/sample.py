@@ -125,23 +125,33 @@ def restrict(logits_MV: Tensor, allowed_MW: Tensor) -> Tensor:
     return logits_MV.masked_fill(allowed_MV == 0, float("-inf"))
 
 
+def scores(logits_MV: Tensor, params: RowParams, kind: Sampling) -> tuple[Tensor, Tensor]:
+    """Logits ÷ temperature, cut where `kind` says so, and what the largest of is chosen: these with noise where
+    temperature is not 0."""
+    logits_MV = logits_MV if logits_MV.dtype == torch.float64 else logits_MV.float()
+    if kind == "greedy":
+        return logits_MV, logits_MV
+    warm_M1 = (params.temperature_M > 0)[:, None]
+    scaled = logits_MV / torch.where(warm_M1, params.temperature_M[:, None], 1.0).to(logits_MV.dtype)
+    if kind == "truncated":
+        scaled = torch.where(warm_M1, truncate(scaled, params.top_k_M, params.top_p_M), scaled)
+    noise = gumbel_noise(params.seed_M, params.position_M, logits_MV.shape[-1])
+    return scaled, torch.where(warm_M1, scaled + noise, scaled)
+
+
 def choose(logits_MV: Tensor, params: RowParams, kind: Sampling = "truncated", *, statistics: bool = True) -> Choice:
     """Pick a token for each row: greedy where temperature is 0, sampled elsewhere.
 
     `kind` says what any row needs, so that nothing here has to ask the device. Without `statistics` confidence,
     entropy (nats) and odds are zeros, which saves two passes over the vocabulary.
     """
-    logits_MV = logits_MV if logits_MV.dtype == torch.float64 else logits_MV.float()
-    token_M = logits_MV.argmax(-1)
-    broken_M = ~logits_MV.gather(-1, token_M[:, None])[:, 0].isfinite()  # argmax finds a NaN first
-    if kind != "greedy":
-        warm_M1 = (params.temperature_M > 0)[:, None]
-        scaled = logits_MV / torch.where(warm_M1, params.temperature_M[:, None], 1.0).to(logits_MV.dtype)
-        if kind == "truncated":
-            scaled = torch.where(warm_M1, truncate(scaled, params.top_k_M, params.top_p_M), scaled)
-        noise = gumbel_noise(params.seed_M, params.position_M, logits_MV.shape[-1])
-        token_M = torch.where(warm_M1[:, 0], (scaled + noise).argmax(-1), token_M)
-        logits_MV = scaled
+    return choose_scored(*scores(logits_MV, params, kind), params, statistics=statistics)
+
+
+def choose_scored(logits_MV: Tensor, score_MV: Tensor, params: RowParams, *, statistics: bool) -> Choice:
+    """`choose` of what `scores` gave."""
+    token_M = score_MV.argmax(-1)  # finds a NaN first
+    broken_M = ~score_MV.gather(-1, token_M[:, None])[:, 0].isfinite()
     named_M = token_M.masked_fill(broken_M, NO_TOKEN)
     if not statistics:
         zero = torch.zeros(len(token_M), dtype=logits_MV.dtype, device=logits_MV.device)

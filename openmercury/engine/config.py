@@ -41,10 +41,10 @@ class EngineConfig(Frozen):
     every number of rows where it is tried, so there are few: wide for one row, narrow for many.
     """
 
-    draft_width: Annotated[int, Field(ge=1, le=64)] = 7
-    draft_groups: DraftGroups = "all"
+    draft_width: Annotated[int, Field(ge=1, le=64)] = 13
+    draft_groups: DraftGroups = 4
     auto_drafts: tuple[tuple[Annotated[int, Field(ge=1, le=64)], DraftGroups], ...] = (
-        (3, "all"), (7, "all"), (11, "all"), (3, "last"), (5, "last"), (7, "last"),
+        (13, 4), (7, 3), (7, 2), (3, "last"), (5, "last"), (7, "last"),
     )  # fmt: skip
     block_limit: Annotated[int, Field(ge=1, le=64)] = 64
     max_requests: Annotated[int, Field(ge=1)] = 128
@@ -69,7 +69,9 @@ class EngineConfig(Frozen):
         if device == "cuda":
             return cls()
         shapes: tuple[tuple[int, Groups], ...] = ((3, "all"), (3, "last"), (5, "last"), (7, "last"))
-        narrow = cls(draft_width=3, block_limit=8, max_requests=32, prefill_tokens=512, auto_drafts=shapes)
+        narrow = cls(
+            draft_width=3, draft_groups="all", block_limit=8, max_requests=32, prefill_tokens=512, auto_drafts=shapes
+        )
         if costs is None:
             return narrow
         width, groups, _ = best_drafts(costs)

@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from openmercury.diffusion.sample import Choice, Penalties, RowParams, Sampling, choose, penalise, restrict
+from openmercury.diffusion.chain import Shortlist, shortlist
+from openmercury.diffusion.sample import (
+    Choice,
+    Penalties,
+    RowParams,
+    Sampling,
+    choose_scored,
+    penalise,
+    restrict,
+    scores,
+)
 from openmercury.model.transformer import Transformer
+
+
+class Chosen(NamedTuple):
+    """A choice of each row and, where they are wanted, what it was chosen from."""
+
+    choice: Choice
+    listed: Shortlist | None
+
+    def view(self, *shape: int) -> Chosen:
+        """Rows in this shape."""
+        listed = (
+            None if self.listed is None else Shortlist(*(each.view(*shape, each.shape[-1]) for each in self.listed))
+        )
+        return Chosen(Choice(*(field.view(shape) for field in self.choice)), listed)
+
+
+def _joined(parts: Sequence[Chosen], dim: int) -> Chosen:
+    choice = Choice(*(torch.cat(field, dim) for field in zip(*(part.choice for part in parts), strict=True)))
+    lists = [part.listed for part in parts if part.listed is not None]
+    return Chosen(choice, Shortlist(*(torch.cat(field, dim) for field in zip(*lists, strict=True))) if lists else None)
 
 
 class Head(NamedTuple):
@@ -20,27 +52,38 @@ class Head(NamedTuple):
     statistics: bool
 
     def choose(
-        self, hidden_RMD: Tensor, params: RowParams, penalties: Penalties | None, allowed_RCW: Tensor | None
-    ) -> Choice:
-        """M choices of each of R rows. The first C columns, which are clean, choose among what is allowed (see
-        `sample.restrict`); those behind draft freely."""
+        self,
+        hidden_RMD: Tensor,
+        params: RowParams,
+        penalties: Penalties | None,
+        allowed_RCW: Tensor | None,
+        listed: int = 0,
+    ) -> Chosen:
+        """M choices of each of R rows, and shortlists of the last `listed` columns. The first C columns, which are
+        clean, choose among what is allowed (see `sample.restrict`); those behind draft freely."""
         r, m = hidden_RMD.shape[:2]
         c = 0 if allowed_RCW is None else allowed_RCW.shape[1]
         index_RM = torch.arange(r * m, device=hidden_RMD.device).view(r, m)
         parts = []
-        for index_RN, allowed in ((index_RM[:, :c], allowed_RCW), (index_RM[:, c:], None)):
-            if index_RN.numel():
-                n = index_RN.flatten()
-                counted = None if penalties is None else penalties.rows(n)
-                words_NW = None if allowed is None else allowed.flatten(0, 1)
-                part = self.choose_rows(hidden_RMD.flatten(0, 1)[n], params.rows(n), counted, words_NW)
-                parts.append([field.view(index_RN.shape) for field in part])
-        return Choice(*(torch.cat(field, dim=1).flatten() for field in zip(*parts, strict=True)))
+        for begin, end in pairwise(sorted({0, c, m - listed, m})):
+            n = index_RM[:, begin:end].flatten()
+            counted = None if penalties is None else penalties.rows(n)
+            words_NW = None if allowed_RCW is None or begin >= c else allowed_RCW[:, begin:end].flatten(0, 1)
+            hidden_ND = hidden_RMD.flatten(0, 1)[n]
+            part = self.choose_rows(hidden_ND, params.rows(n), counted, words_NW, listed=begin >= m - listed)
+            parts.append(part.view(r, end - begin))
+        return _joined(parts, 1)
 
     def choose_rows(
-        self, hidden_ND: Tensor, params: RowParams, penalties: Penalties | None, allowed_NW: Tensor | None
-    ) -> Choice:
-        """A choice of each row, among what is allowed to it."""
+        self,
+        hidden_ND: Tensor,
+        params: RowParams,
+        penalties: Penalties | None,
+        allowed_NW: Tensor | None,
+        *,
+        listed: bool,
+    ) -> Chosen:
+        """A choice of each row, among what is allowed to it, and its shortlist if `listed`."""
         parts = []
         for begin in range(0, len(hidden_ND), self.most):
             rows = slice(begin, begin + self.most)
@@ -49,5 +92,7 @@ class Head(NamedTuple):
                 logits_NV = penalise(logits_NV, penalties.rows(rows))
             if allowed_NW is not None:
                 logits_NV = restrict(logits_NV, allowed_NW[rows])
-            parts.append(choose(logits_NV, params.rows(rows), self.sampling, statistics=self.statistics))
-        return Choice(*(torch.cat(field) for field in zip(*parts, strict=True)))
+            scored = scores(logits_NV, params.rows(rows), self.sampling)
+            choice = choose_scored(*scored, params.rows(rows), statistics=self.statistics)
+            parts.append(Chosen(choice, shortlist(*scored) if listed else None))
+        return _joined(parts, 0)

@@ -16,6 +16,7 @@ position costs; in a graph the most there can be.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -78,6 +79,9 @@ class Shape(NamedTuple):
 
 COPIED = Shape("verified", COPY_WIDTH, "none")  # drafts copied from the text that a request expects
 
+# The tokens before some columns (NO_TOKEN: what the column before chooses) and these columns, [R, G] each → what they
+# choose, knowing the token before, and their confidence: `chain.Linker`.
+Link = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Columns = tuple[Tensor, Tensor, Tensor, Tensor]  # (ids, position, end, group), each [R, columns]
 
 
@@ -108,19 +112,26 @@ def plan(slots: Slots, rows: Tensor, shape: Shape, columns: int, mask_id: int) -
     )
 
 
-def apply(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatch, choice: Choice, mask_id: int) -> None:
-    """Take the choices [R · M] of a finished forward into the slots."""
-    shaped = Choice(*(field.view(batch.want_RM.shape) for field in choice))
+def apply(
+    slots: Slots,
+    rows: Tensor,
+    shape: Shape,
+    batch: ForwardBatch,
+    choice: Choice,
+    mask_id: int,
+    link: Link | None = None,
+) -> None:
+    """Take the choices [R, M] of a finished forward into the slots. With a `link` drafts know the token before them."""
     active = slots.done[rows] == RUNNING
     slots.forwards[rows] += active.long()
     if shape.mode == "ar":
         slots.written[rows] = slots.length[rows]
         slots.ahead_count.index_fill_(0, rows, 0)  # drafts of an earlier forward in another mode
-        slots.commit(rows, Committed(shaped.token_M, torch.ones_like(rows)))
+        slots.commit(rows, Committed(choice.token_M, torch.ones_like(rows)))
     elif shape.mode == "verified":
-        _apply_verified(slots, rows, shape, batch, shaped)
+        _apply_verified(slots, rows, shape, batch, choice, link)
     else:
-        _apply_diffusion(slots, rows, shape, shaped, mask_id)
+        _apply_diffusion(slots, rows, shape, choice, mask_id, link)
 
 
 def _clean(slots: Slots, rows: Tensor, start_R: Tensor, count_R: Tensor, columns: int) -> Columns:
@@ -175,12 +186,22 @@ def _settled_run(block_RK: Tensor, mask_id: int) -> Tensor:
     return (block_RK != mask_id).long().cumprod(-1).sum(-1)
 
 
-def _apply_diffusion(slots: Slots, rows: Tensor, shape: Shape, choice: Choice, mask_id: int) -> None:
+def _apply_diffusion(slots: Slots, rows: Tensor, shape: Shape, choice: Choice, mask_id: int, link: Link | None) -> None:
     k = shape.width
     block, room = slots.ahead[rows, :k], _room(slots, rows)
     column = torch.arange(k, device=rows.device)
     inside = column < room
-    run = torch.minimum(_settled_run(block, mask_id)[:, None], room)
+    settled = _settled_run(block, mask_id)[:, None]
+    if link is not None:  # row i chooses position i, and knows what stands before it
+        given = F.pad(torch.where(block[:, :-1] == mask_id, NO_TOKEN, block[:, :-1]), (1, 0), value=NO_TOKEN)
+        given = torch.where(column == settled + 1, choice.token_M.roll(1, 1), given)  # the clean side's choice
+        token, sure = link(given, column.expand_as(block))
+        noisy = (column > settled) & (choice.token_M != NO_TOKEN)
+        choice = choice._replace(
+            token_M=torch.where(noisy, token, choice.token_M),
+            confidence_M=torch.where(noisy, sure, choice.confidence_M),
+        )
+    run = torch.minimum(settled, room)
     kept = standing_length(choice.odds_M, column < run, slots.edit_below[rows])[:, None]
     take = accept(choice.confidence_M, choice.entropy_M, (block == mask_id) & inside, slots.policy(rows))
     advanced = torch.where(take, choice.token_M, block)
@@ -236,7 +257,9 @@ def _behind(slots: Slots, rows: Tensor, shape: Shape, columns: int, count_R: Ten
     return torch.where(count_R[:, None] > 0, slots.behind[rows, : len(each)], torch.where(each == 0, 0, UNUSED))
 
 
-def _apply_verified(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatch, choice: Choice) -> None:
+def _apply_verified(
+    slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatch, choice: Choice, link: Link | None
+) -> None:
     g, token_RM = shape.width, choice.token_M
     groups = min(shape.group_count, token_RM.shape[1] // (g + 1))  # there are no more than clean columns
     columns = token_RM.shape[1] - groups * g
@@ -252,12 +275,15 @@ def _apply_verified(slots: Slots, rows: Tensor, shape: Shape, batch: ForwardBatc
     # The next drafts: choices of the group that stands behind the kept ones, if there is one.
     pick = (_behind(slots, rows, shape, columns, count) == kept[:, None]).long().argmax(-1)
     at = pick[:, None] * g + torch.arange(g, device=rows.device)
-    drafted = token_RM[:, columns:].gather(1, at)
+    drafted, sure = token_RM[:, columns:].gather(1, at), choice.confidence_M[:, columns:].gather(1, at)
+    if link is not None:
+        given = torch.full_like(at, NO_TOKEN)
+        given[:, 0] = token_RM.gather(1, kept[:, None])[:, 0]
+        drafted, sure = link(given, columns + at)
     usable = (batch.group_RQ[:, columns:].gather(1, at) == kept[:, None]).sum(-1)
     slots.ahead[rows, :g] = drafted.clamp(min=0)  # NO_TOKEN has no embedding; any draft is checked
     usable = torch.minimum(usable, (slots.limit[rows] - slots.length[rows]).clamp(min=0))
     slots.ahead_count[rows] = usable
     if shape.likely:
-        sure = choice.confidence_M[:, columns:].gather(1, at)
         lengths = likely_lengths(sure, usable, shape.group_count)
         slots.behind[rows] = F.pad(lengths, (0, MOST_GROUPS - shape.group_count), value=UNUSED)

@@ -9,18 +9,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from openmercury.diffusion.chain import Linker, Shortlist
 from openmercury.diffusion.sample import NO_TOKEN, Sampling
 from openmercury.diffusion.verify import UNUSED
 from openmercury.engine import modes
 from openmercury.engine.cache import GatherAttend, PagedCache, slots_of
 from openmercury.engine.config import DEFAULT_EDIT_BELOW, DEFAULT_THRESHOLD, ROW_BUCKETS, EngineConfig, bucket
 from openmercury.engine.constraint import Words
-from openmercury.engine.head import Head
+from openmercury.engine.head import Chosen, Head
 from openmercury.engine.modes import ForwardBatch, Shape
 from openmercury.engine.params import SamplingParams
 from openmercury.engine.request import Request
@@ -100,6 +102,15 @@ class Runner:
         self.fused = self.device.type == "cuda"
         facts = model.config.diffusion
         self.mask_id = NO_TOKEN if facts is None else facts.mask_id
+        tied = model.adapter is not None and model.adapter.chain is not None
+        self.linker = Linker(model) if tied else None
+        # Exact float32 products are slow in Triton, and cuBLAS has them.
+        kernels = self.fused and self.dtype == torch.bfloat16
+        tables = None
+        if kernels and self.linker is not None:  # before the cache takes its share of the memory
+            from openmercury.engine.cuda.chain import Tables
+
+            tables = Tables(self.linker)
         longest = model.config.max_context
         self.slots, self.cache = self._allocate(longest, widest)
         self.pages = self.cache.key.shape[1] // config.page_size
@@ -108,11 +119,10 @@ class Runner:
         self.allowed: dict[int, Tensor] = {}  # by columns, [most rows of a forward, columns, words] each
         self.cuda: CudaForward | None = None
         self.stats: EngineStats | None = None
-        # Exact float32 products are slow in Triton, and cuBLAS has them.
-        if self.fused and self.dtype == torch.bfloat16:
+        if kernels:
             from openmercury.engine.cuda.forward import CudaForward
 
-            self.cuda = CudaForward(model, self.cache, self.slots, self.mask_id, config.head_rows)
+            self.cuda = CudaForward(model, self.cache, self.slots, self.mask_id, config.head_rows, tables)
 
     def _allocate(self, longest: int, widest: int) -> tuple[Slots, PagedCache]:
         """Rows and cache; raises DeviceMemoryError with the setting to lower."""
@@ -333,12 +343,27 @@ class Runner:
             end_RM = batch.end_RQ.gather(1, batch.want_RM)
             penalties = self.slots.penalties(rows, end_RM, self.model.config.vocab_size)
         statistics = shape.mode == "diffusion" or shape.likely
+        tied = self.linker is not None and shape.noisy
+        drafting = hidden_RMD.shape[1] - (columns if shape.mode == "verified" else 0)
+        allowed = None if allowed_RCW is None else allowed_RCW[:, :columns]
         with timed_head(self.stats):
             head = Head(self.model, self.config.head_rows, sampling, statistics)
-            choice = head.choose(
-                hidden_RMD, params, penalties, None if allowed_RCW is None else allowed_RCW[:, :columns]
-            )
-        modes.apply(self.slots, rows, shape, batch, choice, self.mask_id)
+            chosen = head.choose(hidden_RMD, params, penalties, allowed, drafting if tied else 0)
+        link = partial(self._link, chosen, hidden_RMD, self.slots.temperature[rows]) if tied else None
+        modes.apply(self.slots, rows, shape, batch, chosen.choice, self.mask_id, link)
+
+    def _link(
+        self, chosen: Chosen, hidden_RMD: Tensor, heat_R: Tensor, given_RG: Tensor, at_RG: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `modes.Link`."""
+        assert self.linker is not None
+        assert chosen.listed is not None
+        row_R1 = torch.arange(len(at_RG), device=self.device)[:, None]
+        unlisted = hidden_RMD.shape[1] - chosen.listed.token_MC.shape[1]
+        listed = Shortlist(*(field[row_R1, at_RG - unlisted] for field in chosen.listed))
+        return self.linker(
+            given_RG, hidden_RMD[row_R1, at_RG], listed, chosen.choice.confidence_M[row_R1, at_RG], heat_R
+        )
 
     def _attend(self, batch: ForwardBatch, rows: Tensor, *, noisy: bool) -> Attend:
         pages_RP = self.slots.pages[rows]

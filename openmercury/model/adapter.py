@@ -80,10 +80,47 @@ class LayerAdapter(nn.Module):
         self.down = GatedLoRA(config.d_ffn, d, rank)
 
 
-class Adapter(nn.Module):
-    """All that training touches: one `LayerAdapter` a layer and the embedding of the mask token [D]."""
+class Chain(nn.Module):
+    """Ties a draft to the token before it, which a mask hid from the network: hidden x becomes x + Oᵀ silu(B e + S x).
 
-    def __init__(self, config: ModelConfig, rank: int) -> None:
+    e is the embedding of the token before, and e and x are scaled to mean square 1 there. Drafts made in one forward
+    are each likely, but not together; with the token before known, they are chosen one after the other, at the cost of
+    a few short vectors each (`diffusion/chain.py`). (Heads that see the drafts before them: arXiv 2402.05109.)
+    All three matrices are [rank, D]; O and S start at zero.
+    """
+
+    def __init__(self, d_model: int, rank: int) -> None:
+        super().__init__()
+        self.before = nn.Parameter(torch.empty(rank, d_model))
+        self.state = nn.Parameter(torch.zeros(rank, d_model))
+        self.out = nn.Parameter(torch.zeros(rank, d_model))
+        nn.init.normal_(self.before, std=1 / math.sqrt(d_model))
+
+    def of_token(self, embedding_ND: Tensor) -> Tensor:
+        """B e, [N, rank]."""
+        return F.linear(unit(embedding_ND), self.before.to(embedding_ND.dtype))
+
+    def of_state(self, hidden_ND: Tensor) -> Tensor:
+        """S x, [N, rank]."""
+        return F.linear(unit(hidden_ND), self.state.to(hidden_ND.dtype))
+
+    def forward(self, hidden_ND: Tensor, embedding_ND: Tensor) -> Tensor:
+        """Hidden states [N, D] that know the tokens before them, of embeddings [N, D]."""
+        inner = F.silu(self.of_token(embedding_ND.to(hidden_ND.dtype)) + self.of_state(hidden_ND))
+        return hidden_ND + inner @ self.out.to(hidden_ND.dtype)
+
+
+def unit(x_ND: Tensor) -> Tensor:
+    """Each row scaled to mean square 1."""
+    return F.rms_norm(x_ND, x_ND.shape[-1:], eps=1e-6)
+
+
+class Adapter(nn.Module):
+    """All that training touches: one `LayerAdapter` a layer, the embedding of the mask token [D], and the chain of
+    drafts, if there is one."""
+
+    def __init__(self, config: ModelConfig, rank: int, chain: int = 0) -> None:
         super().__init__()
         self.layers = nn.ModuleList(LayerAdapter(config, rank) for _ in range(config.n_layers))
         self.mask_vector = nn.Parameter(torch.zeros(config.d_model))
+        self.chain = Chain(config.d_model, chain) if chain else None

@@ -20,9 +20,11 @@ HF_CLASS: dict[str, str] = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausa
 
 
 class AdapterFacts(Frozen):
-    """The gated LoRA beside the base weights: y = Wx + g·B(Ax), g = 1 on noisy positions."""
+    """The gated LoRA beside the base weights: y = Wx + g·B(Ax), g = 1 on noisy positions; and the rank of the chain
+    that ties a draft to the token before it (0: there is none)."""
 
     rank: Annotated[int, Field(ge=1)]
+    chain: Annotated[int, Field(ge=0)] = 0
 
 
 class DiffusionFacts(Frozen):

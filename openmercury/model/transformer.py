@@ -188,7 +188,7 @@ class Transformer(nn.Module):
         self.compute: torch.dtype | None = None  # dtype of activations; None: that of the embedding
         facts = config.diffusion
         if facts is not None and facts.adapter is not None:
-            self.adapter = Adapter(config, facts.adapter.rank)
+            self.adapter = Adapter(config, facts.adapter.rank, facts.adapter.chain)
         self.sharpen = attention_factor(config)
         self.frequency: Tensor
         self.register_buffer("frequency", rotary_frequencies(config), persistent=False)

@@ -43,7 +43,7 @@ def build_model(recipe: Recipe, device: torch.device, compute: torch.dtype) -> T
     model.config, model.compute = config, compute
     if recipe.adapted:
         torch.manual_seed(recipe.seed)
-        model.adapter = Adapter(config, recipe.rank).to(wide)
+        model.adapter = Adapter(config, recipe.rank, recipe.chain).to(wide)
         with torch.no_grad():
             model.adapter.mask_vector.copy_(model.embedding.weight.float().mean(0))
         if recipe.init is not None:
@@ -84,9 +84,10 @@ def random_model(config: ModelConfig, seed: int, dtype: torch.dtype) -> Transfor
 
 
 def load_adapter(folder: Path, adapter: Adapter, rank: int) -> None:
-    """Set `adapter`, of rank `rank`, to that of a checkpoint folder; the folder's base weights are not read.
+    """Set `adapter`, of rank `rank`, to that of a checkpoint folder; the folder's base weights are not read. A chain
+    stays as it is where the folder has none.
 
-    Raises ConfigError where the folder's adapter has another rank or there is none, CheckpointError where it is broken.
+    Raises ConfigError where the folder's adapter has other ranks or there is none, CheckpointError where it is broken.
     """
     facts = read_config(folder).diffusion
     if facts is None or facts.adapter is None:
@@ -97,11 +98,18 @@ def load_adapter(folder: Path, adapter: Adapter, rank: int) -> None:
         raise ConfigError(
             f"init = {folder} has an adapter of rank {facts.adapter.rank}, the recipe {rank}: make them equal"
         )
+    own = 0 if adapter.chain is None else len(adapter.chain.out)
+    if facts.adapter.chain not in (0, own):
+        raise ConfigError(
+            f"init = {folder} has a chain of rank {facts.adapter.chain}, the recipe {own}: make them equal"
+        )
     paths = [folder / name for name in ADAPTER_FILES if (folder / name).exists()]
     if not paths:
         raise CheckpointError(f"{folder} holds none of {', '.join(ADAPTER_FILES)}: export it again")
     reader = open_tensors(paths[:1])
     for name, parameter in adapter.named_parameters():
+        if name.startswith("chain.") and not facts.adapter.chain:
+            continue  # a chain begins where an adapter had none
         if name not in reader:
             raise CheckpointError(f"tensor {name} is missing from {paths[0]}: export it again")
         reader.read(name, parameter.data)

@@ -81,6 +81,7 @@ class BlockDiffusion(Blocks):
     kl: Annotated[float, Field(ge=0.0)] = 0.5  # to the AR teacher: the base as the run found it
     align: Annotated[float, Field(ge=0.0)] = 0.0  # 1 − cosine of hidden states to the teacher's, mean over layers
     certainty: Annotated[float, Field(ge=0.0)] = 0.0  # entropy of right predictions
+    chained: Share = 0.75  # of the rows know the token before theirs, where the adapter has a chain
     ar: Annotated[float, Field(ge=0.0)] = 0.0  # next-token loss of the clean half, where the base learns
     on_policy: OnPolicy = OnPolicy()
 
@@ -203,8 +204,9 @@ class Recipe(Frozen):
     A run starts from the checkpoint folder `base`, or from random weights of the shape `architecture` with the files of
     `tokenizer`. `init` is a checkpoint folder whose adapter it starts from; a run that is resumed has no more use for
     it. `learn` says what is trained: the gated adapter, beside it the embeddings and the head, or all weights and no
-    adapter. `shard` splits weights over the processes, by default those that learn; `checkpointing` computes
-    activations twice instead of keeping them. `ema` is the decay of an average of the weights, exported in their place.
+    adapter; `chain` is the rank of what ties a draft to the token before it (0: nothing does). `shard` splits weights
+    over the processes, by default those that learn; `checkpointing` computes activations twice instead of keeping them.
+    `ema` is the decay of an average of the weights, exported in their place.
     """
 
     base: Path | None = None
@@ -214,6 +216,7 @@ class Recipe(Frozen):
     init: Path | None = None
     learn: Learn = "adapter"
     rank: Annotated[int, Field(ge=1)] = 128
+    chain: Annotated[int, Field(ge=0)] = 0
     mask_id: Annotated[int, Field(ge=0)] | None = None
     context: Context | None = None
     steps: Annotated[int, Field(ge=1)]
@@ -246,6 +249,8 @@ class Recipe(Frozen):
             raise ValueError("kl, align and on_policy want a base that knows something: random weights need kl = 0")
         if self.init is not None and self.learn == "full":
             raise ValueError('init is an adapter, and learn = "full" has none: name the folder as base instead')
+        if self.chain and (self.learn != "adapter" or not getattr(self.objective, "chained", 0.0)):
+            raise ValueError('a chain is trained with learn = "adapter", block diffusion and objective.chained > 0')
         if self.mask_id is None and self.objective.kind != "ar":
             raise ValueError("mask_id is missing: give an id of the vocabulary that no text encodes to")
         return self

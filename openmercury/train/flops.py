@@ -53,10 +53,16 @@ def body_weights(config: ModelConfig) -> int:
 
 
 def adapter_weights(config: ModelConfig) -> int:
-    """A, without the mask vector."""
+    """A, without the mask vector and the chain."""
     facts = config.diffusion
     rank = 0 if facts is None or facts.adapter is None else facts.adapter.rank
     return config.n_layers * rank * sum(o + i for o, i in layer_matrices(config))
+
+
+def chain_weights(config: ModelConfig) -> int:
+    """Those of the chain, which only rows with a loss pass."""
+    facts = config.diffusion
+    return 0 if facts is None or facts.adapter is None else 3 * facts.adapter.chain * config.d_model
 
 
 def attention_flops(config: ModelConfig, keys: float) -> float:

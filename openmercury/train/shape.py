@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from openmercury.config import explain
 from openmercury.errors import ConfigError
-from openmercury.model.config import ModelConfig, Yarn, read_config
+from openmercury.model.config import AdapterFacts, ModelConfig, Yarn, read_config
 from openmercury.train.config import Recipe
 from openmercury.train.objectives.build import diffusion_facts
 
@@ -19,7 +19,8 @@ def model_config(recipe: Recipe) -> ModelConfig:
     assert base is not None
     facts = None
     if recipe.mask_id is not None:
-        facts = diffusion_facts(recipe.objective, recipe.mask_id, recipe.rank if recipe.adapted else None)
+        adapter = AdapterFacts(rank=recipe.rank, chain=recipe.chain) if recipe.adapted else None
+        facts = diffusion_facts(recipe.objective, recipe.mask_id, adapter)
     changes = {"diffusion": facts, **_stretched(recipe, base)}
     try:
         config = ModelConfig(**{**base.model_dump(), **changes})

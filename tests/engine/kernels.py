@@ -11,20 +11,23 @@ import random
 import torch
 from torch.nn import functional as F
 
-from openmercury.diffusion.sample import NO_TOKEN, Choice, RowParams, choose
+from openmercury.diffusion.chain import Linker, Shortlist, shortlist
+from openmercury.diffusion.sample import NO_TOKEN, Choice, RowParams, choose, scores
 from openmercury.diffusion.verify import UNUSED
 from openmercury.engine import modes
 from openmercury.engine.cache import GatherAttend, PagedCache, slots_of
 from openmercury.engine.cuda import attention as cuda_attention
 from openmercury.engine.cuda import steps
 from openmercury.engine.cuda.attention import Layout, PagedAttend
+from openmercury.engine.cuda.chain import Tables, link_block, link_drafts
 from openmercury.engine.cuda.forward import CudaForward
 from openmercury.engine.cuda.head import Wanted, choose_fused
 from openmercury.engine.cuda.network import FusedTransformer, Stream, block_d
 from openmercury.engine.cuda.products import FEW, Matrix, Tiles, product
+from openmercury.engine.head import Chosen
 from openmercury.engine.modes import NOWHERE, ForwardBatch, Shape
 from openmercury.engine.state import RUNNING, Slots
-from openmercury.model.config import ModelConfig
+from openmercury.model.config import AdapterFacts, DiffusionFacts, ModelConfig
 from openmercury.model.float8 import Float8Linear, round_weights
 from tests import tiny
 
@@ -100,7 +103,12 @@ def heads(
         params = RowParams(at, whole.long(), whole + 1, seed[row], position[index].long() + 1, proposal[index].long())
         slow = choose(logits, params, "sampled" if sample else "greedy")
         wanted = Wanted(index.int() if indexed else None, slot, columns, position, proposal, heat, seed)
-        fast = choose_fused(x, head, wanted, mask, sample=sample, statistics=True)
+        fast, listed = choose_fused(x, head, wanted, mask, sample=sample, statistics=True, listed=True)
+        assert listed is not None
+        short = shortlist(*scores(logits, params, "sampled" if sample else "greedy"))
+        for own, other in zip(listed[1:], short[1:], strict=True):
+            torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-3)
+        assert (listed.token_MC == short.token_MC).float().mean() > 0.99
         same = slow.token_M == fast.token_M
         assert same.float().mean() > 0.99, (slow.token_M, fast.token_M)
         loose = 1e-3
@@ -108,9 +116,66 @@ def heads(
         torch.testing.assert_close(slow.odds_M[same], fast.odds_M[same], rtol=loose, atol=loose / 10)
         torch.testing.assert_close(slow.entropy_M, fast.entropy_M, rtol=loose, atol=loose)
     x[index[0]] = float("nan")
-    fast = choose_fused(x, head, wanted, mask, sample=False, statistics=True)
+    fast = choose_fused(x, head, wanted, mask, sample=False, statistics=True, listed=True).choice
     assert [float(field[0]) for field in fast] == [NO_TOKEN, 0.0, torch.inf, -1.0]
     assert (fast.token_M >= 0).sum() == len(index) - 1
+
+
+def chains(dtype: torch.dtype, rows: int, width: int, rank: int, *, indexed: bool) -> None:
+    """Drafts and their confidence, behind cold and warm rows."""
+    vocabulary = 1500
+    config = tiny.config().model_copy(update={"vocab_size": vocabulary})
+    facts = DiffusionFacts(mask_id=vocabulary - 1, adapter=AdapterFacts(rank=4, chain=rank))
+    model = tiny.network(dtype=dtype, of=config.model_copy(update={"diffusion": facts})).to(DEVICE)
+    linker = Linker(model)
+    hidden = torch.randn(rows * (width + 3), config.d_model, device=DEVICE).to(dtype)
+    index = torch.stack([torch.arange(width) + r * (width + 3) + 2 for r in range(rows)]).flatten().to(DEVICE)
+    token = torch.randint(0, vocabulary - 1, (rows, width + 1), device=DEVICE)
+    kept = torch.randint(0, width + 1, (rows,), device=DEVICE)
+    heat = torch.tensor([0.0, 0.8] * rows, device=DEVICE)[:rows]
+    logits = model.logits(hidden).float()
+    row = torch.arange(rows, device=DEVICE).repeat_interleave(width + 3)
+    zero = torch.zeros(len(row), device=DEVICE)
+    params = RowParams(
+        heat[row], zero.long(), zero + 1, zero.long(), torch.arange(len(row), device=DEVICE), zero.long()
+    )
+    choice, listed = choose(logits, params, "sampled"), shortlist(*scores(logits, params, "sampled"))
+    group = index.view(rows, width)
+    given = torch.full_like(group, NO_TOKEN)
+    given[:, 0] = token.gather(1, kept[:, None])[:, 0]
+    slow = linker(given, hidden[group], listed.rows(group), choice.confidence_M[group], heat)
+    of = slice(None) if indexed else index
+    known = Chosen(Choice(*(x[of].contiguous() for x in choice)), Shortlist(*(x[of].contiguous() for x in listed)))
+    slots = Slots.empty(rows + 1, 20, width + 3, 4, DEVICE)
+    slots.temperature[:rows] = heat
+    row, tables = torch.arange(rows, device=DEVICE), Tables(linker)
+    fast = link_drafts(tables, slots, row, token, kept.int(), hidden, index.int(), known, width, indexed=indexed)
+    # A block: some of it is settled, the rest is chosen along the chain.
+    slots.ahead[:rows] = torch.randint(0, vocabulary - 1, slots.ahead[:rows].shape, device=DEVICE)
+    slots.ahead[:rows][torch.rand(slots.ahead[:rows].shape, device=DEVICE) < 0.5] = vocabulary - 1
+    shape = Shape("diffusion", width + 3)
+    other = Slots(**{f.name: getattr(slots, f.name).clone() for f in dataclasses.fields(slots)})
+    for each in (slots, other):
+        each.done[:] = RUNNING
+        each.length[:], each.limit[:], each.width[:], each.threshold[:] = 3, 20, width + 3, 0.05
+    whole = Choice(*(x.view(rows, -1) for x in choice))
+    at_once = Shortlist(*(x.view(rows, width + 3, -1) for x in listed))
+    modes.apply(
+        slots, row, shape, modes.plan(slots, row, shape, width + 3, vocabulary - 1), whole, vocabulary - 1,
+        lambda given, _: linker(given, hidden.view(rows, width + 3, -1), at_once, whole.confidence_M, heat),
+    )  # fmt: skip
+    chained = link_block(tables, other, row, hidden, Chosen(choice, listed), width + 3, vocabulary - 1)
+    steps.apply_diffusion(other, row, width + 3, chained, vocabulary - 1)
+    if dtype == torch.float32:
+        assert (slots.ahead == other.ahead).float().mean() > 0.95, (slots.ahead, other.ahead)
+        torch.testing.assert_close(slots.length, other.length)
+    same = slow[0] == fast[0]
+    if dtype == torch.float32:
+        assert same.float().mean() > 0.95, slow[0] == fast[0]
+        torch.testing.assert_close(slow[1][same], fast[1][same], rtol=1e-2, atol=1e-3)
+    changed = (slow[0] != choice.token_M[group]).float().mean()
+    assert changed > 0.05, "the chain chose what was likeliest anyway"
+    assert same.float().mean() > 0.6
 
 
 def random_slots(rng: random.Random, rows: int, width: int) -> Slots:
@@ -183,7 +248,7 @@ def plans_and_applies(seed: int) -> None:
             (doubt * 3).masked_fill(broken, torch.inf),
             (odds * 1.5).masked_fill(broken, -1.0),
         )
-        modes.apply(slots, row, shape, slow, choice, tiny.MASK)
+        modes.apply(slots, row, shape, slow, Choice(*(x.view_as(token) for x in choice)), tiny.MASK)
         clean = width + 1
         if shape.mode == "ar":
             steps.apply_ar(other, row, choice.token_M)
@@ -195,7 +260,7 @@ def plans_and_applies(seed: int) -> None:
             confidence = choice.confidence_M.view_as(token)[:, clean:]
             steps.apply_verified(other, row, shape, token[:, :clean], token[:, clean:], confidence, picked=False)
         else:
-            index = steps.accept(other, row, shape, token[:, :clean].contiguous()).long()
+            index = steps.accept(other, row, shape, token[:, :clean])[1].long()
             drafted, confidence = (x.flatten()[index].view(rows, width) for x in (token, choice.confidence_M))
             steps.apply_verified(other, row, shape, token[:, :clean].contiguous(), drafted, confidence, picked=True)
         active, going = row[other.forwards[row] > 0], row[slots.done[row] == RUNNING]
@@ -228,7 +293,12 @@ def whole_steps(dtype: torch.dtype, head_size: int) -> None:
     from tests.engine.test_constraint import Machine, Walk
 
     config = tiny.config().model_copy(update={"head_size": head_size, "max_context": 64, "n_layers": 1})
-    model = tiny.network(dtype=dtype, of=config).to(DEVICE)
+    tied = DiffusionFacts(mask_id=tiny.MASK, adapter=AdapterFacts(rank=4, chain=3))
+    chained = config.model_copy(update={"diffusion": tied})
+    wide = chained.model_copy(update={"vocab_size": 640})  # so that a shortlist has some entries
+    plain_model, chained_model, wide_model = (
+        tiny.network(dtype=dtype, of=each).to(DEVICE) for each in (config, chained, wide)
+    )
     free: tuple[dict[str, object], ...] = (
         {"mode": "ar", "temperature": 0.9},
         {"mode": "verified", "temperature": 0.0},
@@ -240,7 +310,13 @@ def whole_steps(dtype: torch.dtype, head_size: int) -> None:
     cases = [(asked, "all", False) for asked in free] + [(asked, "all", True) for asked in bound]
     if DEVICE.type == "cpu":  # interpreted, a case takes seconds: what others cover is left out
         cases = [case for case in cases if case[0] not in (free[1], bound[1])]
-    for asked, groups, by_grammar in [*cases, (bound[1], "last", True), (free[2], 2, False), (bound[1], 1, True)]:
+    more = [(bound[1], "last", True), (free[2], 2, False), (bound[1], 1, True)]
+    lenient = {"mode": "diffusion", "block_size": 4, "threshold": 0.01, "edit_below": 0.001, "max_tokens": 8}
+    for model, (asked, groups, by_grammar) in [
+        *((plain_model, case) for case in [*cases, *more]),
+        (chained_model, (bound[1], "last", True)),
+        *((wide_model, case) for case in [(free[2], "all", False), (free[1], 2, False), (lenient, "all", False)]),
+    ]:
         settings = EngineConfig(
             draft_width=2,
             draft_groups=groups,
@@ -252,7 +328,9 @@ def whole_steps(dtype: torch.dtype, head_size: int) -> None:
         for fused in (False, True):
             engine = Engine(copy.deepcopy(model), settings)
             runner = engine.runner
-            runner.cuda = CudaForward(runner.model, runner.cache, runner.slots, tiny.MASK, 64) if fused else None
+            tables = None if runner.linker is None else Tables(runner.linker)
+            forward = CudaForward(runner.model, runner.cache, runner.slots, tiny.MASK, 64, tables)
+            runner.cuda = forward if fused else None
             params = SamplingParams.model_validate({"max_tokens": 4, "seed": 3, **asked})
             expected = [7, 8, 9] if params.mode == "verified" and not by_grammar else None
             walk = Walk(Machine(random.Random(4)), forced=True) if by_grammar else None
@@ -261,7 +339,7 @@ def whole_steps(dtype: torch.dtype, head_size: int) -> None:
                 engine.request([9, 8, 7, 6, 5], params),
             ]
             list(engine.generate(requests))
-            texts.append([request.completion for request in requests])
+            texts.append([(request.completion, request.forwards) for request in requests])
         assert texts[0] == texts[1], (asked, groups, by_grammar, texts)
 
 
@@ -373,6 +451,11 @@ if __name__ == "__main__":
         heads(5 if interpreted else 300, torch.float32, indexed=indexed, float8=float8)
         if not interpreted:
             heads(30, torch.bfloat16, indexed=indexed, float8=float8, vocabulary=5000, d=896)
+    with torch.inference_mode():
+        for indexed in (False, True):
+            chains(torch.float32, 3, 4, 12, indexed=indexed)
+            if not interpreted:
+                chains(torch.bfloat16, 5, 13, 128, indexed=indexed)
     if interpreted:
         whole_steps(torch.float32, 8)
     print("kernels agree with their twins")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from openmercury.diffusion.chain import LISTED
 from openmercury.engine.cache import GatherAttend, PagedCache
 from openmercury.engine.modes import NOWHERE, ForwardBatch
 from openmercury.model.attention import DenseAttend
@@ -65,3 +67,37 @@ def test_kernels_interpreted() -> None:
         text=True,
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_kernels_of_the_chain_compile_for_gpus_that_are_not_here() -> None:
+    """As they are launched on an H100 for the shipped shape: with overlap, for aligned arguments."""
+    triton = pytest.importorskip("triton")
+    compiler = pytest.importorskip("triton.backends.compiler")
+    from openmercury.engine.cuda import chain, head
+
+    def compile_for_h100(kernel: Any, kinds: dict[str, str], constants: dict[str, object]) -> None:
+        names, constants = kernel.arg_names, {**constants, "OVERLAP": True}
+        kinds = {name: "constexpr" if name in constants else kinds.get(name, "*bf16") for name in names}
+        aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if kinds[name] != "constexpr"}
+        source = triton.compiler.ASTSource(kernel, kinds, constants, aligned)
+        made = triton.compile(source, target=compiler.GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+        assert made.metadata.shared <= 232_448, kernel
+
+    rank, d, width, tiles = 128, 896, 13, 1187
+    state = {"index": "*i32", "found": "*fp32"}
+    compile_for_h100(chain._state_kernel, state, {"D": d, "D_PAD": 1024, "RANK": rank, "BLOCK_R": 32})
+    linked = {
+        **dict.fromkeys(("rows", "clean", "kept", "listed_token", "ahead", "drafted"), "*i64"),
+        **dict.fromkeys(("listed_score", "listed_logit", "first_sure", "state", "temperature", "sure"), "*fp32"),
+        **dict.fromkeys(("clean_stride", "ahead_stride", "mask_id"), "i32"),
+        "index": "*i32",
+    }
+    sizes = {"K_PAD": 16, "WIDTH": width, "LISTED": LISTED, "C_PAD": LISTED, "RANK": rank, "R_PAD": rank}
+    compile_for_h100(chain._chain_kernel, linked, {**sizes, "BLOCK": True, "INDEXED": False})
+    for indexed in (False, True):
+        kinds = {**linked, "kept": "*i32"}
+        compile_for_h100(chain._chain_kernel, kinds, {**sizes, "BLOCK": False, "INDEXED": indexed})
+    listed = dict.fromkeys(("top", "chosen", "score", "logit"), "*fp32")
+    kinds = {**listed, "top_at": "*i32", "token": "*i64", "tiles": "i32"}
+    pad = triton.next_power_of_2(tiles)
+    compile_for_h100(head._shortlist_kernel, kinds, {"BLOCK_T": pad, "LISTED": LISTED})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from openmercury.diffusion import reference
+from openmercury.diffusion import chain, reference
 from openmercury.diffusion.sample import Sampling
 from openmercury.diffusion.unmask import Policy
 from openmercury.diffusion.verify import UNUSED
@@ -29,6 +30,8 @@ from tests import tiny
 MODEL = tiny.network()
 POISON = tiny.MASK  # as clean text it turns all that sees it into NaN; nobody ever writes it
 MODEL.embedding.weight[POISON] = torch.nan
+CHAINED = tiny.network(of=tiny.config(chain=3))
+CHAINED.embedding.weight[POISON] = torch.nan
 
 
 def random_params(rng: random.Random) -> SamplingParams:
@@ -132,7 +135,9 @@ def inject(engine: Engine, rng: random.Random, bomb: Request) -> None:
     engine.runner.model = Intercepted(network, flaky)  # type: ignore[assignment]
 
 
-def random_expectation(rng: random.Random, prompt: list[int], params: SamplingParams) -> list[int] | None:
+def random_expectation(
+    rng: random.Random, model: Transformer, prompt: list[int], params: SamplingParams
+) -> list[int] | None:
     """Nothing, rubbish, or the text of `ar` as it was before some edits; what a mode cannot take is left out."""
     if params.mode not in ("verified", "auto") or POISON in prompt or rng.random() < 0.3:
         return None
@@ -143,7 +148,7 @@ def random_expectation(rng: random.Random, prompt: list[int], params: SamplingPa
         return [rng.randrange(63) for _ in range(rng.randint(1, 40))]
     sampling = reference.Sampling(params.temperature, params.top_k, params.top_p, params.seed)
     with torch.inference_mode():
-        text = reference.generate_ar(MODEL, prompt, params.max_tokens, set(), sampling)
+        text = reference.generate_ar(model, prompt, params.max_tokens, set(), sampling)
     if kind == "repeated":
         text = text[: rng.randint(1, len(text))] * 3
     if kind == "edited":
@@ -153,7 +158,7 @@ def random_expectation(rng: random.Random, prompt: list[int], params: SamplingPa
     return text
 
 
-def random_engine(rng: random.Random) -> Engine:
+def random_engine(rng: random.Random, model: Transformer = MODEL) -> Engine:
     """Any settings, often with few pages, so that requests are preempted."""
     config = EngineConfig(
         draft_width=rng.randint(1, 6),
@@ -165,17 +170,17 @@ def random_engine(rng: random.Random) -> Engine:
         cache_tokens=rng.choice([50, 1000]),
         head_rows=rng.choice([5, 2048]),
     )
-    engine = Engine(MODEL, config)
+    engine = Engine(model, config)
     engine.overlap = rng.random() < 0.5
     if rng.random() < 0.7:
         with_policy(engine, RandomPolicy(rng))
     return engine
 
 
-def random_schedule(seed: int) -> None:
+def random_schedule(seed: int, model: Transformer = MODEL) -> None:
     """Requests arrive, are aborted, preempted, share prefixes and fail; each text is, or begins, the reference's."""
     rng = random.Random(seed)
-    engine = random_engine(rng)
+    engine = random_engine(rng, model)
     common = [rng.randrange(63) for _ in range(6)]
     prompts = [
         common[: rng.choice([0, 6])] + [rng.randrange(63) for _ in range(rng.randint(1, 9))]
@@ -185,7 +190,7 @@ def random_schedule(seed: int) -> None:
     if faulty:
         prompts[0] += [POISON, *common[: rng.choice([0, 3])]]
     asked = [(prompt, random_params(rng)) for prompt in prompts]
-    arriving = [engine.request(*each, expected=random_expectation(rng, *each)) for each in asked]
+    arriving = [engine.request(*each, expected=random_expectation(rng, model, *each)) for each in asked]
     requests, aborted = list(arriving), set[int]()
     if faulty:
         inject(engine, rng, requests[-1])
@@ -205,7 +210,7 @@ def random_schedule(seed: int) -> None:
             assert not request.completion
             assert id(request) in aborted or isinstance(request.error, RequestFailedError)
             continue
-        whole = expected(request)
+        whole = expected(request, model)
         if id(request) in aborted or (faulty and request.error):
             assert request.completion == whole[: len(request.completion)], request.params
         else:
@@ -224,6 +229,33 @@ def test_equals_reference(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(30, 200))
 def test_equals_reference_long(seed: int) -> None:
     random_schedule(seed)
+
+
+@pytest.mark.parametrize("seed", range(200, 220))
+def test_a_chain_equals_the_reference(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Drafts that know the token before them, in all modes."""
+    monkeypatch.setattr(chain, "RUN", 6)  # so that there is something to choose from
+    random_schedule(seed, CHAINED)
+
+
+def test_a_chain_changes_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is in no checkpoint that has none."""
+    monkeypatch.setattr(chain, "RUN", 6)
+    drafted = []
+    for pull in (1.0, 0.0):
+        model = copy.deepcopy(CHAINED)
+        assert model.adapter is not None
+        assert model.adapter.chain is not None
+        model.adapter.chain.out.mul_(pull)
+        engine = Engine(model, EngineConfig(draft_width=5))
+        request = engine.request([5, 6, 7], SamplingParams(mode="verified", max_tokens=8))
+        engine.submit(request)
+        while not request.completion:
+            engine.step(wait=True)
+        drafted.append(engine.runner.drafts(request))
+        assert len(drafted[-1]) == 5
+    assert drafted[0] != drafted[1]
+    assert Engine(MODEL).runner.linker is None
 
 
 def test_verified_samples_the_text_of_ar() -> None:

@@ -38,6 +38,9 @@ def test_kinds() -> None:
         (["objective.min_rate=0.8", "objective.max_rate=0.5"], "min_rate 0.8 is above max_rate 0.5"),
         (["objective.on_policy.shar=2"], "did you mean objective.on_policy.share?"),
         (["objective.block_sizes=[0]"], "objective.block_sizes.0 should be greater than or equal to 1"),
+        (["chain=4", "learn=full"], 'a chain is trained with learn = "adapter", block diffusion and'),
+        (["chain=4", "objective.kind=dpo"], "a chain is trained with .*, block diffusion and"),
+        (["chain=4", "objective.chained=0"], "a chain is trained with .* and objective.chained > 0"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(overrides: list[str], told: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from openmercury.data.loader import Batch
+from openmercury.model.adapter import unit
 from openmercury.model.attention import DenseAttend
 from openmercury.model.masks import visible
 from openmercury.model.transformer import Transformer
@@ -21,15 +22,19 @@ from tests import tiny
 DRAFTS = 3
 
 
-def choice(model: Transformer, clean: list[int], noisy: int) -> list[int]:
-    """The likeliest token behind each position of clean text, then of a group of masks behind it."""
-    n = len(clean)
+def choice(model: Transformer, clean: list[int], before: list[int]) -> list[int]:
+    """The likeliest token behind each position of clean text, then of a group of masks behind it, whose rows a chain
+    tells the tokens `before` theirs."""
+    n, noisy = len(clean), len(before)
     position = torch.arange(n + noisy)[None]
     group = torch.tensor([[-1] * n + [0] * noisy])
     end = torch.where(group < 0, position + 1, n)
     ids = torch.tensor([[*clean, *[tiny.MASK] * noisy]])
-    hidden = model(ids, position, DenseAttend(visible(end, group, position, group)), group >= 0)
-    return [int(token) for token in model.logits(hidden)[0].argmax(-1)]
+    hidden = model(ids, position, DenseAttend(visible(end, group, position, group)), group >= 0)[0]
+    assert model.adapter is not None
+    if model.adapter.chain is not None:
+        hidden[n:] = model.adapter.chain(hidden[n:], model.embedding.weight[before])
+    return [int(token) for token in model.logits(hidden).argmax(-1)]
 
 
 def slow(model: Transformer, tokens: list[int], offset: int, shift: bool) -> torch.Tensor:
@@ -39,9 +44,10 @@ def slow(model: Transformer, tokens: list[int], offset: int, shift: bool) -> tor
     for start in starts:
         if start + DRAFTS + 1 > len(tokens):
             continue  # decoding drafts whole groups
-        drafts = choice(model, tokens[:start], DRAFTS + 1)[start:]
+        told = start if shift else start - 1
+        drafts = choice(model, tokens[:start], tokens[told : told + DRAFTS + 1])[start:]
         for k in range(DRAFTS):
-            ar = choice(model, tokens[: start + k + 1], 0)[-1]
+            ar = choice(model, tokens[: start + k + 1], [])[-1]
             found[1, k] += 1
             draft = drafts[k] if shift else drafts[k + 1]
             found[0, k] += draft == ar
@@ -50,16 +56,30 @@ def slow(model: Transformer, tokens: list[int], offset: int, shift: bool) -> tor
     return found
 
 
+def follow(model: Transformer, text: list[int]) -> None:
+    """Make the chain, one rank a token, say what follows the token before in a text."""
+    assert model.adapter is not None
+    assert model.adapter.chain is not None
+    chain, table = model.adapter.chain, model.embedding.weight
+    chain.state.zero_()
+    chain.before.copy_(unit(table))
+    chain.out.zero_()
+    chain.out[text[:-1]] = 10 * table[text[1:]]
+
+
+@pytest.mark.parametrize("chain", [0, 64])
 @pytest.mark.parametrize("shift", [True, False])
-def test_drafts_are_counted_as_decoding_would(monkeypatch: pytest.MonkeyPatch, shift: bool) -> None:
-    config = tiny.config()
+def test_drafts_are_counted_as_decoding_would(shift: bool, chain: int) -> None:
+    config = tiny.config(chain=chain)
     assert config.diffusion is not None
     facts = config.diffusion.model_copy(update={"logit_shift": shift})
     model = tiny.network(of=config.model_copy(update={"diffusion": facts}))
     first = torch.randint(0, 60, (1,), generator=torch.Generator().manual_seed(0)).tolist()
     greedy = list(first)
     while len(greedy) < 30:  # text that AR decoding wrote, then a row that it did not
-        greedy.append(choice(model, greedy, 0)[-1])
+        greedy.append(choice(model, greedy, [])[-1])
+    if chain:
+        follow(model, greedy)
     other = torch.randint(0, 60, (30,), generator=torch.Generator().manual_seed(1)).tolist()
     rows = torch.tensor([greedy, other])
     batch = Batch(rows, torch.ones_like(rows, dtype=torch.bool), torch.zeros_like(rows))
@@ -69,6 +89,7 @@ def test_drafts_are_counted_as_decoding_would(monkeypatch: pytest.MonkeyPatch, s
     assert isinstance(expected, torch.Tensor)
     assert expected[1, 0] > 5
     torch.testing.assert_close(found, expected)
+    assert (found[0, 1] > 0) == bool(chain), "it takes the chain for two right ones in a row"
 
 
 class Copier:

@@ -169,6 +169,34 @@ def test_init_starts_from_an_exported_adapter(tmp_path: Path) -> None:
         Trainer(make_run(tmp_path, out=tmp_path / "third", init=tmp_path / "base"))
 
 
+def test_a_chain_begins_where_an_exported_adapter_has_none(tmp_path: Path) -> None:
+    """It changes nothing at first and learns beside the adapter; exported it is itself, and has its own rank."""
+    first = Trainer(make_run(tmp_path, steps=2))
+    first.run()
+    export_run(first.recipe.out, tmp_path / "export", "F32")
+    tied = Trainer(make_run(tmp_path, out=tmp_path / "tied", init=tmp_path / "export", chain=4))
+    chain = adapter_of(tied).chain
+    assert chain is not None
+    assert not chain.out.any()
+    hidden = torch.randn(3, 32)
+    assert torch.equal(chain(hidden, torch.randn(3, 32)), hidden)
+    for name, parameter in adapter_of(first).named_parameters():
+        assert torch.equal(parameter, adapter_of(tied).get_parameter(name)), name
+    start = {name: parameter.detach().clone() for name, parameter in chain.named_parameters()}
+    tied.run()
+    for name, value in start.items():
+        assert not torch.equal(value, chain.get_parameter(name)), name
+    export_run(tied.recipe.out, tmp_path / "chained", "F32")
+    adapter = load_model(tmp_path / "chained", dtype=torch.float32).adapter
+    assert adapter is not None
+    again = Trainer(make_run(tmp_path, out=tmp_path / "again", init=tmp_path / "chained", chain=4))
+    for name, parameter in adapter_of(tied).named_parameters():
+        assert torch.equal(parameter, adapter.get_parameter(name)), name
+        assert torch.equal(parameter, adapter_of(again).get_parameter(name)), name
+    with pytest.raises(ConfigError, match="chain of rank 4, the recipe 8: make them equal"):
+        Trainer(make_run(tmp_path, out=tmp_path / "third", init=tmp_path / "chained", chain=8))
+
+
 def test_a_gradient_that_is_not_finite_is_never_applied(tmp_path: Path) -> None:
     trainer = Trainer(make_run(tmp_path))
     trainer.train_step()

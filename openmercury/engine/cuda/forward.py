@@ -8,13 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from openmercury.diffusion.sample import Choice, Penalties, RowParams, Sampling
+from openmercury.diffusion.sample import Penalties, RowParams, Sampling
 from openmercury.engine.cache import PagedCache
 from openmercury.engine.cuda import steps
+from openmercury.engine.cuda.chain import Tables, link_block, link_drafts
 from openmercury.engine.cuda.head import Wanted, choose_fused
 from openmercury.engine.cuda.network import FusedTransformer
 from openmercury.engine.cuda.products import Matrix
-from openmercury.engine.head import Head
+from openmercury.engine.head import Chosen, Head
 from openmercury.engine.modes import Shape
 from openmercury.engine.state import Slots
 from openmercury.engine.stats import EngineStats, timed_head
@@ -26,9 +27,18 @@ ONE_PASS = 160  # predictions up to which the head reads all groups at once, ins
 class CudaForward:
     """Runs forwards over slots; rows are slot numbers [R]."""
 
-    def __init__(self, model: Transformer, cache: PagedCache, slots: Slots, mask_id: int, head_rows: int) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        cache: PagedCache,
+        slots: Slots,
+        mask_id: int,
+        head_rows: int,
+        tables: Tables | None,
+    ) -> None:
         self.model, self.cache, self.slots, self.mask_id, self.head_rows = model, cache, slots, mask_id, head_rows
         self.network, self.head = FusedTransformer(model, cache), Matrix.of(model.head)
+        self.tables = tables
         self.stats: EngineStats | None = None
 
     def prefill(self, rows_R: Tensor, start_R: Tensor, count_R: Tensor, columns: int) -> None:
@@ -50,10 +60,14 @@ class CudaForward:
             penalties = self.slots.penalties(rows_R, end_RQ, self.model.config.vocab_size)
         allowed_MW = None if allowed_RCW is None else allowed_RCW.flatten(0, 1)
         if shape.mode == "ar":
-            token_R = self._choose(hidden_ND, plan, None, sampling, penalties, allowed_MW).token_M
+            token_R = self._choose(hidden_ND, plan, None, sampling, penalties, allowed_MW).choice.token_M
             steps.apply_ar(self.slots, rows_R, token_R)
         elif shape.mode == "diffusion":
-            choice = self._choose(hidden_ND, plan, None, sampling, penalties, allowed_MW, statistics=True)
+            tied = self.tables is not None
+            chosen = self._choose(hidden_ND, plan, None, sampling, penalties, allowed_MW, statistics=True, listed=tied)
+            choice = chosen.choice
+            if self.tables is not None:
+                choice = link_block(self.tables, self.slots, rows_R, hidden_ND, chosen, shape.width, self.mask_id)
             steps.apply_diffusion(self.slots, rows_R, shape.width, choice, self.mask_id)
         else:
             self._verify(hidden_ND, plan, rows_R, shape, sampling, penalties, allowed_MW)
@@ -72,25 +86,42 @@ class CudaForward:
         of these and then of the one group that matters."""
         rows, columns, clean = len(rows_R), plan.layout.columns, shape.width + 1
         if shape.groups == "none":
-            token_RC = self._choose(hidden_ND, plan, None, sampling, penalties).token_M.view(rows, clean)
+            token_RC = self._choose(hidden_ND, plan, None, sampling, penalties).choice.token_M.view(rows, clean)
             steps.apply_verified(self.slots, rows_R, shape, token_RC, token_RC, token_RC, picked=False)
             return
-        if allowed_MW is None and (shape.groups == "last" or rows * columns <= ONE_PASS):
-            choice = self._choose(hidden_ND, plan, None, sampling, penalties, statistics=shape.likely)
-            token_RQ, sure_RQ = (field.view(rows, columns) for field in (choice.token_M, choice.confidence_M))
-            groups = token_RQ[:, clean:], sure_RQ[:, clean:]
-            steps.apply_verified(self.slots, rows_R, shape, token_RQ[:, :clean], *groups, picked=False)
-            return
-        column = torch.arange(clean, dtype=torch.int32, device=rows_R.device)
-        first = torch.arange(0, rows * columns, columns, dtype=torch.int32, device=rows_R.device)
-        index_M = (first[:, None] + column).flatten()
-        token_RC = self._choose(hidden_ND, plan, index_M, sampling, penalties, allowed_MW).token_M.view(rows, clean)
-        if shape.groups == "last":
-            index_M = (first[:, None] + clean + column[:-1]).flatten()
+        tied, statistics = self.tables is not None, shape.likely
+        at_once = allowed_MW is None and (shape.groups == "last" or rows * columns <= ONE_PASS)
+        if at_once:
+            chosen = self._choose(hidden_ND, plan, None, sampling, penalties, statistics=statistics, listed=tied)
+            token_RQ, sure_RQ = (f.view(rows, columns) for f in (chosen.choice.token_M, chosen.choice.confidence_M))
+            token_RC = token_RQ[:, :clean]
+            if not tied:
+                groups = token_RQ[:, clean:], sure_RQ[:, clean:]
+                steps.apply_verified(self.slots, rows_R, shape, token_RC, *groups, picked=False)
+                return
         else:
-            index_M = steps.accept(self.slots, rows_R, shape, token_RC)
-        choice = self._choose(hidden_ND, plan, index_M, sampling, penalties, statistics=shape.likely)
-        drafted, sure = (field.view(rows, shape.width) for field in (choice.token_M, choice.confidence_M))
+            column = torch.arange(clean, dtype=torch.int32, device=rows_R.device)
+            first = torch.arange(0, rows * columns, columns, dtype=torch.int32, device=rows_R.device)
+            index_M = (first[:, None] + column).flatten()
+            token_RC = self._choose(hidden_ND, plan, index_M, sampling, penalties, allowed_MW).choice.token_M
+            token_RC = token_RC.view(rows, clean)
+        kept_R, index_M = steps.accept(self.slots, rows_R, shape, token_RC)
+        if not at_once:
+            chosen = self._choose(hidden_ND, plan, index_M, sampling, penalties, statistics=statistics, listed=tied)
+        drafted, sure = (f.view(rows, -1) for f in (chosen.choice.token_M, chosen.choice.confidence_M))
+        if self.tables is not None:
+            drafted, sure = link_drafts(
+                self.tables,
+                self.slots,
+                rows_R,
+                token_RC,
+                kept_R,
+                hidden_ND,
+                index_M,
+                chosen,
+                shape.width,
+                indexed=at_once,
+            )
         steps.apply_verified(self.slots, rows_R, shape, token_RC, drafted, sure, picked=True)
 
     def _choose(
@@ -103,22 +134,27 @@ class CudaForward:
         allowed_MW: Tensor | None = None,
         *,
         statistics: bool = False,
-    ) -> Choice:
+        listed: bool = False,
+    ) -> Chosen:
         with timed_head(self.stats):
             if sampling == "truncated" or penalties is not None or allowed_MW is not None:
                 return self._choose_stored(
-                    hidden_ND, plan, index_M, sampling, penalties, allowed_MW, statistics=statistics
+                    hidden_ND, plan, index_M, sampling, penalties, allowed_MW, statistics=statistics, listed=listed
                 )
-            return self._choose_fused(hidden_ND, plan, index_M, sample=sampling == "sampled", statistics=statistics)
-
-    def _choose_fused(
-        self, hidden_ND: Tensor, plan: steps.Planned, index_M: Tensor | None, *, sample: bool, statistics: bool
-    ) -> Choice:
-        slots, layout = self.slots, plan.layout
-        wanted = Wanted(
-            index_M, layout.rows_R, layout.columns, layout.position_N, plan.proposal_N, slots.temperature, slots.seed
-        )
-        return choose_fused(hidden_ND, self.head, wanted, self.mask_id, sample=sample, statistics=statistics)
+            slots, layout = self.slots, plan.layout
+            wanted = Wanted(
+                index_M,
+                layout.rows_R,
+                layout.columns,
+                layout.position_N,
+                plan.proposal_N,
+                slots.temperature,
+                slots.seed,
+            )
+            sample = sampling == "sampled"
+            return choose_fused(
+                hidden_ND, self.head, wanted, self.mask_id, sample=sample, statistics=statistics, listed=listed
+            )
 
     def _choose_stored(
         self,
@@ -130,7 +166,8 @@ class CudaForward:
         allowed_MW: Tensor | None,
         *,
         statistics: bool,
-    ) -> Choice:
+        listed: bool,
+    ) -> Chosen:
         """Top-k and top-p need a row's logits in order, penalties and grammars change them: here they are stored,
         `head_rows` rows at a time."""
         slots, layout, device = self.slots, plan.layout, hidden_ND.device
@@ -142,4 +179,4 @@ class CudaForward:
         )  # fmt: skip
         counted = None if penalties is None else penalties.rows(n)
         stored = Head(self.model, self.head_rows, sampling, statistics)
-        return stored.choose_rows(hidden_ND[n], params, counted, allowed_MW)
+        return stored.choose_rows(hidden_ND[n], params, counted, allowed_MW, listed=listed)

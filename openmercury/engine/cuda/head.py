@@ -14,11 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from openmercury.diffusion.chain import LISTED, RUN, Shortlist
 from openmercury.diffusion.sample import Choice
 from openmercury.engine.cuda.launch import after_last_kernel, overlaps
 from openmercury.engine.cuda.products import FEW, Matrix
+from openmercury.engine.head import Chosen
 
-BLOCK_V = 128
+BLOCK_V = RUN
 
 
 class Wanted(NamedTuple):
@@ -145,11 +147,32 @@ def _join_kernel(
         tl.store(odds + m, tl.where(broken, -1.0, tl.exp(tl.load(proposed + m) - chosen)))
 
 
-def choose_fused(x_ND: Tensor, head: Matrix, wanted: Wanted, mask_id: int, *, sample: bool, statistics: bool) -> Choice:
+@triton.jit
+def _shortlist_kernel(
+    top, top_at, chosen, token, score, logit, tiles,
+    BLOCK_T: tl.constexpr, LISTED: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """One program: the tiles of one row → its `LISTED` best, best first."""
+    m = tl.program_id(0)
+    t = tl.arange(0, BLOCK_T)
+    after_last_kernel(OVERLAP)
+    left = tl.load(top + m * tiles + t, mask=t < tiles, other=-float("inf"))
+    left = tl.where(left == left, left, -float("inf"))  # a NaN is nobody's candidate
+    for c in tl.static_range(LISTED):
+        best, pick = tl.max(left, 0), tl.minimum(tl.argmax(left, 0), tiles - 1)
+        tl.store(score + m * LISTED + c, best)
+        tl.store(token + m * LISTED + c, tl.load(top_at + m * tiles + pick).to(tl.int64))
+        tl.store(logit + m * LISTED + c, tl.load(chosen + m * tiles + pick))
+        left = tl.where(t == pick, -float("inf"), left)
+
+
+def choose_fused(
+    x_ND: Tensor, head: Matrix, wanted: Wanted, mask_id: int, *, sample: bool, statistics: bool, listed: bool = False
+) -> Chosen:
     """`sample.choose` on the logits x·Wᵀ of M rows; without truncation, and the mask token is never chosen.
 
-    Rows without noise in temperature take the greedy token; without `sample` all do. Without `statistics` only tokens.
-    A row whose largest logit is NaN or infinite gets what `Choice` says.
+    Rows without noise in temperature take the greedy token; without `sample` all do. Without `statistics` only tokens,
+    and logits of shortlists are their scores. A row whose largest logit is NaN or infinite gets what `Choice` says.
     """
     count = len(x_ND) if wanted.index_M is None else len(wanted.index_M)
     weight_VD, scale_V = head
@@ -175,4 +198,14 @@ def choose_fused(x_ND: Tensor, head: Matrix, wanted: Wanted, mask_id: int, *, sa
         top, top_at, stats, proposed, token, confidence, entropy, odds, count, tiles,
         BLOCK_T=triton.next_power_of_2(tiles), STATS=statistics, OVERLAP=overlap, num_warps=4, launch_pdl=overlap,
     )  # fmt: skip
-    return Choice(token, confidence, entropy, odds)
+    choice = Choice(token, confidence, entropy, odds)
+    if not listed:
+        return Chosen(choice, None)
+    most = min(LISTED, tiles)
+    token_MC = torch.empty(count, most, dtype=torch.long, device=device)
+    score_MC, logit_MC = torch.empty(2, count, most, dtype=torch.float32, device=device)
+    _shortlist_kernel[(count,)](
+        top, top_at, stats[0] if statistics else top, token_MC, score_MC, logit_MC, tiles,
+        BLOCK_T=triton.next_power_of_2(tiles), LISTED=most, OVERLAP=overlap, num_warps=4, launch_pdl=overlap,
+    )  # fmt: skip
+    return Chosen(choice, Shortlist(token_MC, score_MC, logit_MC))

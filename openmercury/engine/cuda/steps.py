@@ -32,7 +32,7 @@ UNUSED, MOST_GROUPS = tl.constexpr(verify.UNUSED), tl.constexpr(widths.MOST_GROU
 
 
 @triton.jit
-def _first_mask(ahead, width, K_PAD: tl.constexpr, mask_id):
+def first_mask(ahead, width, K_PAD: tl.constexpr, mask_id):
     """How many leading positions of an active block are settled."""
     j = tl.arange(0, K_PAD)
     token = tl.load(ahead + j, mask=j < width, other=0)
@@ -108,7 +108,7 @@ def _plan_kernel(
             own = behind.to(tl.int32)
     else:  # DIFFUSION
         room = tl.minimum(tl.load(width + s), tl.load(limit + s) - long)
-        run = _first_mask(ahead_s, WIDTH, K_PAD, mask_id)
+        run = first_mask(ahead_s, WIDTH, K_PAD, mask_id)
         valid = active & (c < room)
         where = long - 1 + c
         token = tl.load(text_s + long - 1).to(tl.int64)
@@ -163,14 +163,14 @@ def _commit(s, token, count, text, length, limit, done, stop, text_stride, C_PAD
 
 @triton.jit
 def _accept_kernel(
-    rows, ahead, ahead_count, behind_SG, token, index, kept, ahead_stride, behind_stride, columns,
-    LIKELY: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr, GROUPS_PAD: tl.constexpr,
+    rows, ahead, ahead_count, behind_SG, token, index, kept, ahead_stride, behind_stride, token_stride, columns,
+    LAST: tl.constexpr, LIKELY: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr, GROUPS_PAD: tl.constexpr,
     C_PAD: tl.constexpr, G_PAD: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program: how many drafts of one row stand, and the hidden rows of the group behind them, [WIDTH].
 
-    `token` holds the choices of its WIDTH + 1 clean columns, which come first among the row's positions. Where no group
-    stands behind the drafts, any is named.
+    `token` holds the choices of its WIDTH + 1 clean columns, rows `token_stride` apart; these columns come first among
+    the row's positions. Where no group stands behind the drafts, any is named.
     """
     after_last_kernel(OVERLAP)
     r = tl.program_id(0)
@@ -178,10 +178,12 @@ def _accept_kernel(
     c, i = tl.arange(0, C_PAD), tl.arange(0, G_PAD)
     drafts = tl.minimum(tl.load(ahead_count + s), WIDTH)
     draft = tl.load(ahead + s * ahead_stride + c, mask=c < WIDTH, other=0)
-    chosen = tl.load(token + r * (WIDTH + 1) + c, mask=c < WIDTH, other=0)
+    chosen = tl.load(token + r * token_stride + c, mask=c < WIDTH, other=0)
     stand = tl.min(tl.where((c < drafts) & (draft == chosen), C_PAD, c), 0)
     tl.store(kept + r, stand)
     group = stand.to(tl.int64)
+    if LAST:
+        group = group * 0
     if LIKELY:
         group, _ = _group_of(behind_SG + s * behind_stride, drafts, group, GROUPS, GROUPS_PAD)
     first = r * columns + WIDTH + 1 + group * WIDTH
@@ -388,19 +390,21 @@ def plan(
     return Planned(Stream(x, square), Layout(rows_R, columns, slots.pages, position, end, group, slot), gate, proposal)
 
 
-def accept(slots: Slots, rows_R: Tensor, shape: Shape, token_RC: Tensor) -> Tensor:
-    """Hidden rows [R · width] of the group behind the drafts that stand, given the choices [R, width + 1] before."""
+def accept(slots: Slots, rows_R: Tensor, shape: Shape, token_RC: Tensor) -> tuple[Tensor, Tensor]:
+    """How many drafts stand [R], given the choices [R, width + 1], and the hidden rows [R · width] of the group behind
+    them."""
     width = shape.width
     index = torch.empty(len(rows_R) * width, dtype=torch.int32, device=rows_R.device)
     kept = torch.empty(len(rows_R), dtype=torch.int32, device=rows_R.device)
     overlap = overlaps(rows_R.device)
     _accept_kernel[(len(rows_R),)](
         rows_R, slots.ahead, slots.ahead_count, slots.behind, token_RC, index, kept, slots.ahead.stride(0),
-        slots.behind.stride(0), shape.positions,
-        LIKELY=shape.likely, WIDTH=width, GROUPS=shape.group_count, GROUPS_PAD=pad(shape.group_count),
-        C_PAD=pad(width + 1), G_PAD=pad(width), OVERLAP=overlap, num_warps=1, launch_pdl=overlap,
+        slots.behind.stride(0), token_RC.stride(0), shape.positions,
+        LAST=shape.groups == "last", LIKELY=shape.likely, WIDTH=width, GROUPS=shape.group_count,
+        GROUPS_PAD=pad(shape.group_count), C_PAD=pad(width + 1), G_PAD=pad(width), OVERLAP=overlap, num_warps=1,
+        launch_pdl=overlap,
     )  # fmt: skip
-    return index
+    return kept, index
 
 
 def apply_verified(

@@ -78,10 +78,16 @@ class BlockDiffusionObjective:
         uniform = draw_uniform(batch.document_BL, generator)
         copies = noisy_copies(config, batch.tokens_BL, learnt_BL, blocks, uniform, mask_id)
         first_BC = torch.rand(learnt_BL.shape, generator=generator, device=generator.device)
+        chain = None if model.adapter is None else model.adapter.chain
+        tied_BL = torch.zeros_like(learnt_BL)  # rows that know the token before theirs
+        if chain is not None:
+            tied_BL = torch.rand(learnt_BL.shape, generator=generator, device=generator.device) < config.chained
         forwards = self._own_forwards(generator)
+        if forwards:  # own states come after other tokens than the text's
+            tied_BL = torch.zeros_like(tied_BL)
         copies = [Corrupted(*(field[rows] for field in copy)) for copy in copies]
         batch, blocks = Batch(*(field[rows] for field in batch)), Blocks(*(field[rows] for field in blocks))
-        learnt_BL, first_BC = learnt_BL[rows], first_BC[rows]
+        learnt_BL, first_BC, tied_BL = learnt_BL[rows], first_BC[rows], tied_BL[rows]
 
         def rows_of(noisy: Corrupted) -> Tensor:
             return asked_rows(noisy, learnt_BL, shift=config.shift, behind=config.weights == "flat")
@@ -99,7 +105,7 @@ class BlockDiffusionObjective:
             copies = [own_states(model, config, clean, batch, learnt_BL, blocks, each, forwards) for each in chosen]
             asked = [Asked.of(rows_of(noisy), each) for noisy, each in zip(copies, chosen, strict=True)]
         parts = [
-            self._denoise(model, batch, clean, teacher, noisy, each, own=forwards > 0)
+            self._denoise(model, batch, clean, teacher, noisy, each, tied_BL, own=forwards > 0)
             for noisy, each in zip(copies, asked, strict=True)
         ]
         return self._sum(model, batch, clean, learnt_BL, copies, parts, exact, own_text=forwards > 0)
@@ -120,10 +126,11 @@ class BlockDiffusionObjective:
         teacher: Clean,
         noisy: Corrupted,
         asked: Asked,
+        tied_BL: Tensor,
         *,
         own: bool,
     ) -> Part:
-        """Run the noisy half on one copy and compare."""
+        """Run the noisy half on one copy and compare. Rows that are tied know the token before theirs."""
         config = self.config
         states: list[Tensor] | None = [] if config.align and not own else None
         chosen, row_M, at_M, _ = asked
@@ -135,8 +142,12 @@ class BlockDiffusionObjective:
             taught_MD, target_M = teach(
                 self.teacher or model, config, teacher, noisy, student_TD.detach(), chosen, token_M, model.head.weight
             )
+        student_MD, chain = student_TD[row_M], None if model.adapter is None else model.adapter.chain
+        if chain is not None:
+            told_MD = chain(student_MD, model.embedding(batch.tokens_BL.flatten()[token_M - 1]))
+            student_MD = torch.where(tied_BL.flatten()[at_M][:, None], told_MD, student_MD)
         found = denoising_loss(
-            student_TD[row_M],
+            student_MD,
             model.head.weight,
             target_M,
             weight_M,

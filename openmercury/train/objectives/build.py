@@ -16,9 +16,8 @@ from openmercury.train.objectives.dpo import DPOObjective
 from openmercury.train.objectives.masked import MaskedDiffusionObjective
 
 
-def diffusion_facts(config: ObjectiveConfig, mask_id: int, rank: int | None) -> DiffusionFacts | None:
-    """What a checkpoint trained by this objective is; `rank` of the adapter, None where the base itself learnt."""
-    adapter = None if rank is None else AdapterFacts(rank=rank)
+def diffusion_facts(config: ObjectiveConfig, mask_id: int, adapter: AdapterFacts | None) -> DiffusionFacts | None:
+    """What a checkpoint trained by this objective is; `adapter` is None where the base itself learnt."""
     if isinstance(config, AR):
         return None
     if isinstance(config, MaskedDiffusion):

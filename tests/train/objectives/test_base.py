@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from openmercury.model.config import AdapterFacts
 from openmercury.train.config import DPO, BlockDiffusion, MaskedDiffusion, ObjectiveConfig
 from openmercury.train.objectives import build_objective, diffusion_facts
 from openmercury.train.objectives.base import base_learns, frozen_base, read_clean
@@ -52,7 +53,7 @@ def test_a_frozen_base_is_a_copy_without_adapter() -> None:
 
 
 def test_facts() -> None:
-    facts = diffusion_facts(BlockDiffusion(block_sizes=(4, 8), shift=False), 9, 16)
+    facts = diffusion_facts(BlockDiffusion(block_sizes=(4, 8), shift=False), 9, AdapterFacts(rank=16))
     assert facts is not None
     assert (facts.mask_id, facts.block_size, facts.logit_shift, facts.clean_attention) == (9, 8, False, "causal")
     assert facts.adapter is not None

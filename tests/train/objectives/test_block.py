@@ -189,6 +189,44 @@ def test_bound_with_blocks_of_one_is_the_ar_loss() -> None:
             torch.testing.assert_close(found, expected)
 
 
+def test_tied_rows_know_the_token_before_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rows tied: the slow evaluation with the chain behind each noisy row; none: without it."""
+    model, batch = prepared("adapter"), batch_of()
+    model.adapter = tiny.network(of=tiny.config(chain=3)).adapter
+    assert model.adapter is not None
+    model.adapter.requires_grad_(True)
+    chain = model.adapter.chain
+    assert chain is not None
+    losses = []
+    for share in (1.0, 0.0):
+        config = BlockDiffusion(block_sizes=(4, 7), chained=share)
+        loss, copies = run(monkeypatch, model, config, batch)
+        losses.append(loss.sum.item())
+        total = torch.zeros((), dtype=torch.float64)
+        for noisy in copies:
+            for read in blocks_of(model, batch, noisy):
+                log_q = causal(model, batch, read.b)[0].detach()
+                for i in read.at[read.settled :]:
+                    target = i + 1
+                    if target >= batch.tokens_BL.shape[1] or not learnt(batch, read.b, target):
+                        continue
+                    if target in read.at and not noisy.masked_BL[read.b, target]:
+                        continue
+                    log_p = read.log_p[i]
+                    if share:
+                        hidden = model.norm(read.states[i][-1])[None]
+                        before = model.embedding(batch.tokens_BL[read.b, i])[None]
+                        logits = model.logits(chain(hidden, before))[0]
+                        log_p = logits.log_softmax(-1)
+                    total = total + row_loss(config, log_p, log_q[target - 1], int(batch.tokens_BL[read.b, target]))
+        torch.testing.assert_close(loss.sum, total)
+        learning = list(model.adapter.parameters())
+        found, slow = (torch.autograd.grad(x, learning, materialize_grads=True) for x in (loss.sum, total))
+        for one, other in zip(found, slow, strict=True):
+            torch.testing.assert_close(one, other)
+    assert losses[0] != losses[1]
+
+
 @pytest.mark.parametrize(("progress", "widest"), [(0.0, 1), (0.3, 4), (0.9, 8)])
 def test_curriculum_reaches_the_noise(monkeypatch: pytest.MonkeyPatch, progress: float, widest: int) -> None:
     batch = batch_of()
