@@ -170,7 +170,9 @@ def _model(model: str | None, hashes: bool, problems: list[str]) -> tuple[Facts,
         "files": len(files),
         "megabytes": round(size / 1e6, 1),
         "denoises": facts is not None,
-        "adapter": None if facts is None or facts.adapter is None else {"file": adapter, "rank": facts.adapter.rank},
+        "adapter": None
+        if facts is None or facts.adapter is None
+        else {"file": adapter, "rank": facts.adapter.rank, "chain": facts.adapter.chain},
         "damaged": [name for name, _ in damaged],
         "hashes_checked": hashes,
     }, config
@@ -246,7 +248,8 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
 def _model_line(model: Facts) -> str:
     adapter = "all weights denoise" if model["denoises"] else "no adapter, mode ar only"
     if model["adapter"] is not None:
-        adapter = f"adapter of rank {model['adapter']['rank']}"
+        chain = model["adapter"]["chain"]
+        adapter = f"adapter of rank {model['adapter']['rank']}" + (f" with a chain of rank {chain}" if chain else "")
     checked = "sha256 checked" if model["hashes_checked"] else "sizes checked"
     told = f"{model['folder']}: {model['architecture']}, {model['weights'] / 1e6:.0f} M weights, {adapter}"
     return f"{told}, {model['files']} files of {model['megabytes']} MB, {checked}"

@@ -44,7 +44,7 @@ class EngineConfig(Frozen):
     draft_width: Annotated[int, Field(ge=1, le=64)] = 13
     draft_groups: DraftGroups = 4
     auto_drafts: tuple[tuple[Annotated[int, Field(ge=1, le=64)], DraftGroups], ...] = (
-        (13, 4), (7, 3), (7, 2), (3, "last"), (5, "last"), (7, "last"),
+        (13, 4), (12, 4), (7, 3), (7, 2), (3, "last"), (5, "last"), (7, "last"),
     )  # fmt: skip
     block_limit: Annotated[int, Field(ge=1, le=64)] = 64
     max_requests: Annotated[int, Field(ge=1)] = 128

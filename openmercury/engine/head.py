@@ -31,9 +31,9 @@ class Chosen(NamedTuple):
 
     def view(self, *shape: int) -> Chosen:
         """Rows in this shape."""
-        listed = (
-            None if self.listed is None else Shortlist(*(each.view(*shape, each.shape[-1]) for each in self.listed))
-        )
+        listed = None
+        if self.listed is not None:
+            listed = Shortlist(*(each.view(shape[0], -1, each.shape[-1]) for each in self.listed))
         return Chosen(Choice(*(field.view(shape) for field in self.choice)), listed)
 
 
@@ -64,13 +64,14 @@ class Head(NamedTuple):
         r, m = hidden_RMD.shape[:2]
         c = 0 if allowed_RCW is None else allowed_RCW.shape[1]
         index_RM = torch.arange(r * m, device=hidden_RMD.device).view(r, m)
+        column_RM = torch.arange(m, device=hidden_RMD.device).expand(r, -1)
         parts = []
-        for begin, end in pairwise(sorted({0, c, m - listed, m})):
+        for begin, end in pairwise(sorted({0, c, m})):  # as few parts as can be: each reads the whole head
             n = index_RM[:, begin:end].flatten()
             counted = None if penalties is None else penalties.rows(n)
             words_NW = None if allowed_RCW is None or begin >= c else allowed_RCW[:, begin:end].flatten(0, 1)
-            hidden_ND = hidden_RMD.flatten(0, 1)[n]
-            part = self.choose_rows(hidden_ND, params.rows(n), counted, words_NW, listed=begin >= m - listed)
+            wanted_N = None if end <= m - listed else (column_RM[:, begin:end] >= m - listed).flatten()
+            part = self.choose_rows(hidden_RMD.flatten(0, 1)[n], params.rows(n), counted, words_NW, wanted_N)
             parts.append(part.view(r, end - begin))
         return _joined(parts, 1)
 
@@ -80,10 +81,9 @@ class Head(NamedTuple):
         params: RowParams,
         penalties: Penalties | None,
         allowed_NW: Tensor | None,
-        *,
-        listed: bool,
+        listed_N: Tensor | None,
     ) -> Chosen:
-        """A choice of each row, among what is allowed to it, and its shortlist if `listed`."""
+        """A choice of each row, among what is allowed to it, and the shortlists of some."""
         parts = []
         for begin in range(0, len(hidden_ND), self.most):
             rows = slice(begin, begin + self.most)
@@ -94,5 +94,6 @@ class Head(NamedTuple):
                 logits_NV = restrict(logits_NV, allowed_NW[rows])
             scored = scores(logits_NV, params.rows(rows), self.sampling)
             choice = choose_scored(*scored, params.rows(rows), statistics=self.statistics)
-            parts.append(Chosen(choice, shortlist(*scored) if listed else None))
+            listed = None if listed_N is None else shortlist(*(x[listed_N[rows]] for x in scored))
+            parts.append(Chosen(choice, listed))
         return _joined(parts, 0)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from openmercury.diffusion.chain import Linker, Shortlist
+from openmercury.diffusion.chain import Linker
 from openmercury.diffusion.sample import NO_TOKEN, Sampling
 from openmercury.diffusion.verify import UNUSED
 from openmercury.engine import modes
@@ -360,7 +360,7 @@ class Runner:
         assert chosen.listed is not None
         row_R1 = torch.arange(len(at_RG), device=self.device)[:, None]
         unlisted = hidden_RMD.shape[1] - chosen.listed.token_MC.shape[1]
-        listed = Shortlist(*(field[row_R1, at_RG - unlisted] for field in chosen.listed))
+        listed = chosen.listed.rows((row_R1, at_RG - unlisted))
         return self.linker(
             given_RG, hidden_RMD[row_R1, at_RG], listed, chosen.choice.confidence_M[row_R1, at_RG], heat_R
         )

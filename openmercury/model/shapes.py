@@ -14,6 +14,7 @@ from openmercury.model.transformer import Transformer
 from openmercury.model.weights import empty_model
 
 RANK = 128
+CHAIN = 256
 SPREAD = 0.02  # standard deviation of the weights
 
 
@@ -35,7 +36,7 @@ def _qwen(d_model: int, d_ffn: int, heads: tuple[int, int], vocab_size: int, *, 
 
 
 def _facts(vocab_size: int) -> DiffusionFacts:
-    return DiffusionFacts(mask_id=vocab_size - 1, adapter=AdapterFacts(rank=RANK))
+    return DiffusionFacts(mask_id=vocab_size - 1, adapter=AdapterFacts(rank=RANK, chain=CHAIN))
 
 
 SHAPES = {

@@ -249,8 +249,12 @@ class Recipe(Frozen):
             raise ValueError("kl, align and on_policy want a base that knows something: random weights need kl = 0")
         if self.init is not None and self.learn == "full":
             raise ValueError('init is an adapter, and learn = "full" has none: name the folder as base instead')
-        if self.chain and (self.learn != "adapter" or not getattr(self.objective, "chained", 0.0)):
-            raise ValueError('a chain is trained with learn = "adapter", block diffusion and objective.chained > 0')
+        if self.chain and self.learn == "full":
+            raise ValueError('a chain is part of an adapter, and learn = "full" has none: leave chain out')
+        if self.chain and self.init is None and not getattr(self.objective, "chained", 0.0):
+            raise ValueError(
+                "only block diffusion with objective.chained > 0 trains a chain: leave it out, or give init"
+            )
         if self.mask_id is None and self.objective.kind != "ar":
             raise ValueError("mask_id is missing: give an id of the vocabulary that no text encodes to")
         return self

@@ -19,7 +19,7 @@ from openmercury.engine.cache import GatherAttend, PagedCache, slots_of
 from openmercury.engine.cuda import attention as cuda_attention
 from openmercury.engine.cuda import steps
 from openmercury.engine.cuda.attention import Layout, PagedAttend
-from openmercury.engine.cuda.chain import Tables, link_block, link_drafts
+from openmercury.engine.cuda.chain import Tables, link
 from openmercury.engine.cuda.forward import CudaForward
 from openmercury.engine.cuda.head import Wanted, choose_fused
 from openmercury.engine.cuda.network import FusedTransformer, Stream, block_d
@@ -149,7 +149,8 @@ def chains(dtype: torch.dtype, rows: int, width: int, rank: int, *, indexed: boo
     slots = Slots.empty(rows + 1, 20, width + 3, 4, DEVICE)
     slots.temperature[:rows] = heat
     row, tables = torch.arange(rows, device=DEVICE), Tables(linker)
-    fast = link_drafts(tables, slots, row, token, kept.int(), hidden, index.int(), known, width, indexed=indexed)
+    mask = vocabulary - 1
+    fast = link(tables, slots, row, token, kept.int(), hidden, index.int(), known, width, mask, indexed=indexed)
     # A block: some of it is settled, the rest is chosen along the chain.
     slots.ahead[:rows] = torch.randint(0, vocabulary - 1, slots.ahead[:rows].shape, device=DEVICE)
     slots.ahead[:rows][torch.rand(slots.ahead[:rows].shape, device=DEVICE) < 0.5] = vocabulary - 1
@@ -164,7 +165,10 @@ def chains(dtype: torch.dtype, rows: int, width: int, rank: int, *, indexed: boo
         slots, row, shape, modes.plan(slots, row, shape, width + 3, vocabulary - 1), whole, vocabulary - 1,
         lambda given, _: linker(given, hidden.view(rows, width + 3, -1), at_once, whole.confidence_M, heat),
     )  # fmt: skip
-    chained = link_block(tables, other, row, hidden, Chosen(choice, listed), width + 3, vocabulary - 1)
+    whole_index, plain = torch.arange(len(hidden), device=DEVICE).int(), choice.token_M.view(rows, -1)
+    told = Chosen(choice, listed)
+    found = link(tables, other, row, plain, None, hidden, whole_index, told, width + 3, mask, indexed=False)
+    chained = choice._replace(token_M=found[0].flatten(), confidence_M=found[1].flatten())
     steps.apply_diffusion(other, row, width + 3, chained, vocabulary - 1)
     if dtype == torch.float32:
         assert (slots.ahead == other.ahead).float().mean() > 0.95, (slots.ahead, other.ahead)

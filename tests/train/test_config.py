@@ -8,6 +8,7 @@ import pytest
 
 from openmercury.config import load_config
 from openmercury.errors import ConfigError
+from openmercury.model.config import read_config
 from openmercury.train.config import AR, DPO, BlockDiffusion, Recipe
 
 PLAIN = ["base=a", "out=b", "mask_id=3", "steps=4", "data.path=x"]
@@ -38,9 +39,9 @@ def test_kinds() -> None:
         (["objective.min_rate=0.8", "objective.max_rate=0.5"], "min_rate 0.8 is above max_rate 0.5"),
         (["objective.on_policy.shar=2"], "did you mean objective.on_policy.share?"),
         (["objective.block_sizes=[0]"], "objective.block_sizes.0 should be greater than or equal to 1"),
-        (["chain=4", "learn=full"], 'a chain is trained with learn = "adapter", block diffusion and'),
-        (["chain=4", "objective.kind=dpo"], "a chain is trained with .*, block diffusion and"),
-        (["chain=4", "objective.chained=0"], "a chain is trained with .* and objective.chained > 0"),
+        (["chain=4", "learn=full"], "a chain is part of an adapter"),
+        (["chain=4", "objective.kind=dpo"], "only block diffusion .* trains a chain: leave it out, or give init"),
+        (["chain=4", "objective.chained=0"], "with objective.chained > 0 trains a chain"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(overrides: list[str], told: str) -> None:
@@ -53,3 +54,18 @@ def test_recipes_load() -> None:
     for path in sorted(Path(__file__).parents[2].joinpath("recipes").glob("*.toml")):
         if path.stem.split("-")[0] in ("adapt", "pretrain", "sft", "dpo"):
             assert load_config(Recipe, path, []).steps > 0
+
+
+def test_recipes_that_go_on_from_the_shipped_adapter_fit_it() -> None:
+    root = Path(__file__).parents[2]
+    facts = read_config(root / "models/openmercury-nano").diffusion
+    assert facts is not None
+    assert facts.adapter is not None
+    found = [
+        load_config(Recipe, path, [])
+        for path in sorted(root.joinpath("recipes").glob("[asd]*.toml"))
+        if 'init = "models/openmercury-nano"' in path.read_text()
+    ]
+    assert len(found) == 3
+    for recipe in found:
+        assert (recipe.rank, recipe.chain) == (facts.adapter.rank, facts.adapter.chain), recipe.out

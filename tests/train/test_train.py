@@ -193,6 +193,22 @@ def test_a_chain_begins_where_an_exported_adapter_has_none(tmp_path: Path) -> No
     for name, parameter in adapter_of(tied).named_parameters():
         assert torch.equal(parameter, adapter.get_parameter(name)), name
         assert torch.equal(parameter, adapter_of(again).get_parameter(name)), name
+    untouched = Trainer(
+        make_run(
+            tmp_path,
+            out=tmp_path / "untouched",
+            init=tmp_path / "chained",
+            chain=4,
+            objective=BlockDiffusion(chained=0.0),
+        )
+    )
+    untouched.run()
+    export_run(untouched.recipe.out, tmp_path / "kept", "F32")
+    kept = load_model(tmp_path / "kept", dtype=torch.float32).adapter
+    assert kept is not None
+    assert kept.chain is not None
+    for name, value in chain.named_parameters():
+        assert torch.equal(value, kept.chain.get_parameter(name)), name
     with pytest.raises(ConfigError, match="chain of rank 4, the recipe 8: make them equal"):
         Trainer(make_run(tmp_path, out=tmp_path / "third", init=tmp_path / "chained", chain=8))
 

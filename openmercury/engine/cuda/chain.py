@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from openmercury.diffusion.chain import Linker
-from openmercury.diffusion.sample import Choice
 from openmercury.engine.cuda.launch import after_last_kernel, overlaps, pad
 from openmercury.engine.cuda.steps import first_mask
 from openmercury.engine.head import Chosen
@@ -76,7 +75,7 @@ def _chain_kernel(
             m = tl.load(index + own)
         if BLOCK:
             held = tl.load(ahead + s * ahead_stride + tl.maximum(k - 1, 0)).to(tl.int64)
-            token = tl.where((k > 0) & (held != mask_id) & (k != run + 1), held, token)
+            token = tl.where((k > 0) & (held != mask_id), held, token)
         ids = tl.load(listed_token + m * LISTED + c, mask=c_ok, other=0)
         score = tl.load(listed_score + m * LISTED + c, mask=c_ok, other=-float("inf")).to(tl.float32)
         logit = tl.load(listed_logit + m * LISTED + c, mask=c_ok, other=-float("inf")).to(tl.float32)
@@ -105,46 +104,15 @@ def _chain_kernel(
             tl.store(sure + own, found)
 
 
-def link_drafts(
-    tables: Tables, slots: Slots, rows_R: Tensor, clean_RC: Tensor, kept_R: Tensor, hidden_ND: Tensor, index_M: Tensor,
-    chosen: Chosen, width: int, *, indexed: bool,
+def link(
+    tables: Tables, slots: Slots, rows_R: Tensor, clean_RC: Tensor, kept_R: Tensor | None, hidden_ND: Tensor,
+    index_M: Tensor, chosen: Chosen, width: int, mask_id: int, *, indexed: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Drafts [R, width] of `verified` and their confidence, behind the `kept_R`-th choice of the clean columns.
+    """Choices [R, width] and their confidence: of `verified` the drafts behind the `kept_R`-th choice of the clean
+    columns, of `diffusion` (None) the columns of the block, whose plain choices `clean_RC` holds.
 
-    `index_M` are the hidden rows of the groups; `chosen` speaks of all hidden rows if `indexed`, else of these.
+    `index_M` are their hidden rows; `chosen` speaks of all hidden rows if `indexed`, else of these.
     """
-    return _link(
-        tables,
-        slots,
-        rows_R,
-        clean_RC,
-        kept_R,
-        hidden_ND,
-        index_M,
-        chosen,
-        width,
-        mask_id=0,
-        block=False,
-        indexed=indexed,
-    )
-
-
-def link_block(
-    tables: Tables, slots: Slots, rows_R: Tensor, hidden_ND: Tensor, chosen: Chosen, width: int, mask_id: int
-) -> Choice:
-    """The choice [R · width] of a denoising step, where noisy columns know the token before them."""
-    token = chosen.choice.token_M.view(len(rows_R), width)
-    index_M = torch.arange(len(hidden_ND), dtype=torch.int32, device=rows_R.device)
-    drafted, sure = _link(
-        tables, slots, rows_R, token, rows_R, hidden_ND, index_M, chosen, width, mask_id, block=True, indexed=False
-    )
-    return chosen.choice._replace(token_M=drafted.flatten(), confidence_M=sure.flatten())
-
-
-def _link(
-    tables: Tables, slots: Slots, rows_R: Tensor, clean_RC: Tensor, kept_R: Tensor, hidden_ND: Tensor, index_M: Tensor,
-    chosen: Chosen, width: int, mask_id: int, *, block: bool, indexed: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
     assert chosen.listed is not None
     rank, d = tables.state_RD.shape
     overlap, device, listed = overlaps(rows_R.device), rows_R.device, chosen.listed
@@ -157,9 +125,10 @@ def _link(
     sure = torch.empty(len(rows_R), width, dtype=torch.float32, device=device)
     most = listed.token_MC.shape[1]
     _chain_kernel[(len(rows_R),)](
-        rows_R, clean_RC, kept_R, index_M, *listed, chosen.choice.confidence_M, state, tables.before_VR, tables.out_VR,
-        slots.temperature, slots.ahead, drafted, sure, clean_RC.stride(0), slots.ahead.stride(0), mask_id,
-        BLOCK=block, K_PAD=pad(width), WIDTH=width, INDEXED=indexed, LISTED=most, C_PAD=pad(most),
+        rows_R, clean_RC, rows_R if kept_R is None else kept_R, index_M, *listed, chosen.choice.confidence_M, state,
+        tables.before_VR, tables.out_VR, slots.temperature, slots.ahead, drafted, sure,
+        clean_RC.stride(0), slots.ahead.stride(0), mask_id,
+        BLOCK=kept_R is None, K_PAD=pad(width), WIDTH=width, INDEXED=indexed, LISTED=most, C_PAD=pad(most),
         RANK=rank, R_PAD=pad(rank), OVERLAP=overlap, num_warps=4, launch_pdl=overlap,
     )  # fmt: skip
     return drafted, sure

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from openmercury.diffusion.sample import Penalties, RowParams, Sampling
+from openmercury.diffusion.sample import Choice, Penalties, RowParams, Sampling
 from openmercury.engine.cache import PagedCache
 from openmercury.engine.cuda import steps
-from openmercury.engine.cuda.chain import Tables, link_block, link_drafts
+from openmercury.engine.cuda.chain import Tables, link
 from openmercury.engine.cuda.head import Wanted, choose_fused
 from openmercury.engine.cuda.network import FusedTransformer
 from openmercury.engine.cuda.products import Matrix
@@ -67,7 +67,7 @@ class CudaForward:
             chosen = self._choose(hidden_ND, plan, None, sampling, penalties, allowed_MW, statistics=True, listed=tied)
             choice = chosen.choice
             if self.tables is not None:
-                choice = link_block(self.tables, self.slots, rows_R, hidden_ND, chosen, shape.width, self.mask_id)
+                choice = self._link_block(rows_R, hidden_ND, chosen, shape.width)
             steps.apply_diffusion(self.slots, rows_R, shape.width, choice, self.mask_id)
         else:
             self._verify(hidden_ND, plan, rows_R, shape, sampling, penalties, allowed_MW)
@@ -110,19 +110,22 @@ class CudaForward:
             chosen = self._choose(hidden_ND, plan, index_M, sampling, penalties, statistics=statistics, listed=tied)
         drafted, sure = (f.view(rows, -1) for f in (chosen.choice.token_M, chosen.choice.confidence_M))
         if self.tables is not None:
-            drafted, sure = link_drafts(
-                self.tables,
-                self.slots,
-                rows_R,
-                token_RC,
-                kept_R,
-                hidden_ND,
-                index_M,
-                chosen,
-                shape.width,
-                indexed=at_once,
-            )
+            drafted, sure = link(
+                self.tables, self.slots, rows_R, token_RC, kept_R, hidden_ND, index_M, chosen, shape.width,
+                self.mask_id, indexed=at_once,
+            )  # fmt: skip
         steps.apply_verified(self.slots, rows_R, shape, token_RC, drafted, sure, picked=True)
+
+    def _link_block(self, rows_R: Tensor, hidden_ND: Tensor, chosen: Chosen, width: int) -> Choice:
+        """The choice of a denoising step, where noisy columns know the token before them."""
+        assert self.tables is not None
+        token_RK = chosen.choice.token_M.view(len(rows_R), width)
+        index_M = torch.arange(len(hidden_ND), dtype=torch.int32, device=rows_R.device)
+        drafted, sure = link(
+            self.tables, self.slots, rows_R, token_RK, None, hidden_ND, index_M, chosen, width, self.mask_id,
+            indexed=False,
+        )  # fmt: skip
+        return chosen.choice._replace(token_M=drafted.flatten(), confidence_M=sure.flatten())
 
     def _choose(
         self,
@@ -179,4 +182,5 @@ class CudaForward:
         )  # fmt: skip
         counted = None if penalties is None else penalties.rows(n)
         stored = Head(self.model, self.head_rows, sampling, statistics)
-        return stored.choose_rows(hidden_ND[n], params, counted, allowed_MW, listed=listed)
+        wanted_N = torch.ones_like(n, dtype=torch.bool) if listed else None
+        return stored.choose_rows(hidden_ND[n], params, counted, allowed_MW, wanted_N)

@@ -143,7 +143,7 @@ class BlockDiffusionObjective:
                 self.teacher or model, config, teacher, noisy, student_TD.detach(), chosen, token_M, model.head.weight
             )
         student_MD, chain = student_TD[row_M], None if model.adapter is None else model.adapter.chain
-        if chain is not None:
+        if chain is not None and config.chained:
             told_MD = chain(student_MD, model.embedding(batch.tokens_BL.flatten()[token_M - 1]))
             student_MD = torch.where(tied_BL.flatten()[at_M][:, None], told_MD, student_MD)
         found = denoising_loss(
