@@ -126,8 +126,8 @@ def test_one_shape_tells_what_others_would_gain(seen: Shape, share: float) -> No
     for shape in SHAPES:
         other = Device(8, share)
         truth = other.run(shape, 3000).tokens / (3000 * 8)
-        # Drafts of 13 often end beyond the stretch of 60 they begin in, which the formula does not see.
-        assert acceptance.tokens(shape) == pytest.approx(truth, rel=0.1 if shape.width < 13 else 0.12), shape
+        # Wide drafts often end beyond the stretch of 60 they begin in, which the formula does not see.
+        assert acceptance.tokens(shape) == pytest.approx(truth, rel=0.1 if shape.width < 12 else 0.12), shape
 
 
 def test_prior_is_what_humaneval_measured() -> None:
