@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openmercury.diffusion.sample import NO_TOKEN
+from openmercury.model.adapter import Chain
 from openmercury.model.transformer import Transformer
 
 RUN = 128  # tokens of the vocabulary of which the best is a candidate: a program of the CUDA head sees so many
@@ -51,10 +52,8 @@ def shortlist(logits_MV: Tensor, score_MV: Tensor) -> Shortlist:
 class Linker:
     """The chain of a model in the form that decoding wants: `out_VR` holds E Oᵀ, one short vector a token."""
 
-    def __init__(self, model: Transformer) -> None:
-        assert model.adapter is not None
-        assert model.adapter.chain is not None
-        self.model, self.chain = model, model.adapter.chain
+    def __init__(self, model: Transformer, chain: Chain) -> None:
+        self.model, self.chain = model, chain
         with torch.inference_mode():
             self.out_VR = cast(Tensor, model.head(self.chain.out)).t().contiguous()
 

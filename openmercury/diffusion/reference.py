@@ -94,7 +94,7 @@ def _chain(
 ) -> None:
     """Choose anew, in place, what a noisy row chooses where it knows the token before: `here`, or behind a mask the one
     chosen there. Tokens that are not on its shortlist keep their logits and are not chosen."""
-    facts, chain = model.config.diffusion, None if model.adapter is None else model.adapter.chain
+    facts, chain = model.config.diffusion, model.chain
     if chain is None or facts is None or choice.token_M[row] == NO_TOKEN:
         return
     before = max(0, int(choice.token_M[row - 1])) if here == facts.mask_id else here

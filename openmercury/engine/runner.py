@@ -102,8 +102,7 @@ class Runner:
         self.fused = self.device.type == "cuda"
         facts = model.config.diffusion
         self.mask_id = NO_TOKEN if facts is None else facts.mask_id
-        tied = model.adapter is not None and model.adapter.chain is not None
-        self.linker = Linker(model) if tied else None
+        self.linker = None if model.chain is None else Linker(model, model.chain)
         # Exact float32 products are slow in Triton, and cuBLAS has them.
         kernels = self.fused and self.dtype == torch.bfloat16
         tables = None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openmercury.model.adapter import Adapter, GatedLoRA, LayerAdapter, adapted
+from openmercury.model.adapter import Adapter, Chain, GatedLoRA, LayerAdapter, adapted
 from openmercury.model.config import ModelConfig, RopeScaling, Yarn
 
 
@@ -192,6 +192,11 @@ class Transformer(nn.Module):
         self.sharpen = attention_factor(config)
         self.frequency: Tensor
         self.register_buffer("frequency", rotary_frequencies(config), persistent=False)
+
+    @property
+    def chain(self) -> Chain | None:
+        """The adapter's chain of drafts, if there are both."""
+        return None if self.adapter is None else self.adapter.chain
 
     def embed(self, ids_BN: Tensor, noisy_BN: Tensor | None) -> Tensor:
         """Embeddings [B, N, D]; a noisy position that holds the mask id takes the adapter's mask vector."""

@@ -59,10 +59,11 @@ def adapter_weights(config: ModelConfig) -> int:
     return config.n_layers * rank * sum(o + i for o, i in layer_matrices(config))
 
 
-def chain_weights(config: ModelConfig) -> int:
-    """Those of the chain, which only rows with a loss pass."""
+def adapter_parameters(config: ModelConfig) -> int:
+    """A, the mask vector, and the chain, which only rows with a loss pass."""
     facts = config.diffusion
-    return 0 if facts is None or facts.adapter is None else 3 * facts.adapter.chain * config.d_model
+    chain = 0 if facts is None or facts.adapter is None else facts.adapter.chain
+    return adapter_weights(config) + (3 * chain + 1) * config.d_model
 
 
 def attention_flops(config: ModelConfig, keys: float) -> float:

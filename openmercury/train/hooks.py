@@ -155,10 +155,10 @@ def count_drafts(model: Transformer, batch: Batch, drafts: int) -> Tensor:
     masks = corrupt(tokens_BL, learnt_BL, learnt_BL, weight_BL, blocks, facts.mask_id)
     clean = read_clean(model, batch, gradient=False)
     student_TD = read_noisy(model, clean, masks, torch.arange(rows * length, device=tokens_BL.device))
-    if model.adapter is not None and model.adapter.chain is not None:
+    if model.chain is not None:
         # A draft counts only behind right ones, and then the token before it is that of the text.
         before_BL = tokens_BL if facts.logit_shift else F.pad(tokens_BL[:, :-1], (1, 0))
-        student_TD = model.adapter.chain(student_TD, model.embedding(before_BL.flatten()))
+        student_TD = model.chain(student_TD, model.embedding(before_BL.flatten()))
     teacher_TD = clean.hidden_BLD.flatten(0, 1)
     draft_BL, choice_BL = (greedy(model, x).view(rows, length) for x in (student_TD, teacher_TD))
     if not facts.logit_shift:  # the row of a token drafts it, not the one before; the group has as many masks

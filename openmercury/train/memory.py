@@ -15,9 +15,8 @@ from openmercury.model.config import ModelConfig
 from openmercury.train.config import Recipe, is_taught
 from openmercury.train.flops import (
     PEAK,
-    adapter_weights,
+    adapter_parameters,
     body_weights,
-    chain_weights,
     layer_matrices,
     peak_of,
     training_flops,
@@ -60,7 +59,7 @@ def parameters(recipe: Recipe, config: ModelConfig) -> tuple[int, int]:
     d, e = config.d_model, config.head_size
     ends = config.vocab_size * d * (1 if config.tied else 2)
     small = config.n_layers * (2 * d + config.qkv_bias * layer_matrices(config)[0][0] + config.qk_norm * 2 * e) + d
-    base, adapter = body_weights(config) + ends + small, adapter_weights(config) + chain_weights(config) + d
+    base, adapter = body_weights(config) + ends + small, adapter_parameters(config)
     if recipe.learn == "full":
         return base, 0
     more = ends if recipe.learn == "adapter_embeddings" else 0
@@ -99,7 +98,7 @@ def estimate(recipe: Recipe, *, processes: int = 1, compute: int | None = None, 
     wide = max(WIDE, width)
     learning, frozen = parameters(recipe, config)
     sharded = processes > 1 and (recipe.learn != "adapter" if recipe.shard is None else recipe.shard)
-    adapter = adapter_weights(config) + chain_weights(config) + config.d_model if recipe.adapted else 0
+    adapter = adapter_parameters(config) if recipe.adapted else 0
     parts = processes if sharded else 1
     own = adapter + (learning - adapter) / parts
     each = max(1, recipe.data.rows // processes)

@@ -48,9 +48,8 @@ def test_a_draft_is_the_best_of_its_shortlist_behind_the_token_before(
 ) -> None:
     monkeypatch.setattr(chain, "RUN", 6)  # so that there is something to choose from
     model, (texts, width) = tiny.network(of=tiny.config(chain=5)), (6, 4)
-    linker = Linker(model)
-    assert model.adapter is not None
-    assert model.adapter.chain is not None
+    assert model.chain is not None
+    linker = Linker(model, model.chain)
     hidden = torch.randn(texts, width, model.config.d_model, dtype=torch.float64)
     logits, each = model.logits(hidden.flatten(0, 1)), rows(kind, texts)
     params = RowParams(*(field.repeat_interleave(width) for field in each))
@@ -68,7 +67,7 @@ def test_a_draft_is_the_best_of_its_shortlist_behind_the_token_before(
         for k in range(width):
             row = text * width + k
             before = before if given[text, k] == NO_TOKEN else int(given[text, k])
-            told = model.logits(model.adapter.chain(hidden[text, k][None], model.embedding.weight[before][None]))[0]
+            told = model.logits(model.chain(hidden[text, k][None], model.embedding.weight[before][None]))[0]
             told = torch.where(plain[row].isfinite(), told / heat, -torch.inf)  # what is cut off stays so
             chosen = listed.token_MC[row]
             noise = (score - plain)[row, chosen].nan_to_num()  # of two that are cut off

@@ -127,7 +127,8 @@ def chains(dtype: torch.dtype, rows: int, width: int, rank: int, *, indexed: boo
     config = tiny.config().model_copy(update={"vocab_size": vocabulary})
     facts = DiffusionFacts(mask_id=vocabulary - 1, adapter=AdapterFacts(rank=4, chain=rank))
     model = tiny.network(dtype=dtype, of=config.model_copy(update={"diffusion": facts})).to(DEVICE)
-    linker = Linker(model)
+    assert model.chain is not None
+    linker = Linker(model, model.chain)
     hidden = torch.randn(rows * (width + 3), config.d_model, device=DEVICE).to(dtype)
     index = torch.stack([torch.arange(width) + r * (width + 3) + 2 for r in range(rows)]).flatten().to(DEVICE)
     token = torch.randint(0, vocabulary - 1, (rows, width + 1), device=DEVICE)

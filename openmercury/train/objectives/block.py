@@ -78,9 +78,8 @@ class BlockDiffusionObjective:
         uniform = draw_uniform(batch.document_BL, generator)
         copies = noisy_copies(config, batch.tokens_BL, learnt_BL, blocks, uniform, mask_id)
         first_BC = torch.rand(learnt_BL.shape, generator=generator, device=generator.device)
-        chain = None if model.adapter is None else model.adapter.chain
         tied_BL = torch.zeros_like(learnt_BL)  # rows that know the token before theirs
-        if chain is not None:
+        if model.chain is not None:
             tied_BL = torch.rand(learnt_BL.shape, generator=generator, device=generator.device) < config.chained
         forwards = self._own_forwards(generator)
         if forwards:  # own states come after other tokens than the text's
@@ -142,9 +141,9 @@ class BlockDiffusionObjective:
             taught_MD, target_M = teach(
                 self.teacher or model, config, teacher, noisy, student_TD.detach(), chosen, token_M, model.head.weight
             )
-        student_MD, chain = student_TD[row_M], None if model.adapter is None else model.adapter.chain
-        if chain is not None and config.chained:
-            told_MD = chain(student_MD, model.embedding(batch.tokens_BL.flatten()[token_M - 1]))
+        student_MD = student_TD[row_M]
+        if model.chain is not None and config.chained:
+            told_MD = model.chain(student_MD, model.embedding(batch.tokens_BL.flatten()[token_M - 1]))
             student_MD = torch.where(tied_BL.flatten()[at_M][:, None], told_MD, student_MD)
         found = denoising_loss(
             student_MD,
